@@ -116,6 +116,19 @@ def test_record_keys(vector: Vector) -> None:
 
 
 @pytest.mark.parametrize("vector", VECTORS["records"]["streams"], ids=_record_id)
+def test_records_that_are_objects_of_their_own(vector: Vector) -> None:
+    direction = RecordDirection(vector["direction"])
+    parts = LinkKeys(bytes.fromhex(vector["link_secret"])), vector["id"], vector["use"], direction
+    writer, reader = RecordWriter(*parts), RecordReader(*parts)
+    for content, record in zip(vector["contents"], vector["records"], strict=True):
+        assert writer.seal_content(bytes.fromhex(content)).hex() == record
+        assert reader.open_received(bytes.fromhex(record)).hex() == content
+    assert writer.seal_end().hex() == vector["end"]
+    assert reader.open_received(bytes.fromhex(vector["end"])) == b""
+    assert reader.has_ended
+
+
+@pytest.mark.parametrize("vector", VECTORS["records"]["streams"], ids=_record_id)
 def test_records(vector: Vector) -> None:
     direction = RecordDirection(vector["direction"])
     parts = LinkKeys(bytes.fromhex(vector["link_secret"])), vector["id"], vector["use"], direction

@@ -35,10 +35,9 @@ from tunnel.engine.time_limits import TimeLimits
 from tunnel.forwarding import rate_limiter
 from tunnel.forwarding.limited_flow import LimitedFlow, LimitedPlainFlow, paused_s
 from tunnel.forwarding.rate_limiter import FlowLimit, RateLimiter
-from tunnel.forwarding.tcp import DEFAULT_LIMITS
+from tunnel.forwarding.tcp import DEFAULT_LIMITS, PlainFlow
 from tunnel.model.rate import Rate, parse_rate
 from tunnel.model.spec import DataTls, Direction, Proto
-from tunnel.runtime.reactor import BUFFER_SIZE
 
 if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
@@ -224,7 +223,7 @@ FAST = Rate(4_000 * MBIT)
 async def play_limited(script: list[tuple[str, str, int]], kind: str, *limits: Rate | None) -> None:
     is_spliced = kind == "spliced"
     async with relay_parts(
-        4096 if is_spliced else BUFFER_SIZE, SPLICE_EARLY if is_spliced else DEFAULT_LIMITS
+        4096 if is_spliced else PlainFlow.max_read_bytes, SPLICE_EARLY if is_spliced else DEFAULT_LIMITS
     ) as parts:
         with patch.multiple(rate_limiter, **cast("Any", PAUSING)):
             chain = make_chain(parts, kind)

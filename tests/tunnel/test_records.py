@@ -34,6 +34,10 @@ TO_SERVER, TO_CLIENT = TO_BOTH = tuple(RecordDirection)
 
 contents = st.lists(st.binary(min_size=1, max_size=300), max_size=8)
 
+IN_PLACE, COPIED = True, False
+WAYS = pytest.mark.parametrize("ways", [(IN_PLACE,), (COPIED,), (IN_PLACE, COPIED)], ids=str)
+"""The ways of the records of a stream, in turn: each is sealed, or opened, in a buffer or as an object of its own."""
+
 
 def make_writer(
     ident: int = 7, use: int = 0, direction: RecordDirection = TO_SERVER, keys: LinkKeys | None = None
@@ -45,40 +49,52 @@ def make_reader(ident: int = 7, use: int = 0, direction: RecordDirection = TO_SE
     return RecordReader(LinkKeys(SECRET), ident, use, direction)
 
 
-def seal(writer: RecordWriter, content: bytes) -> bytes:
+def seal(writer: RecordWriter, content: bytes, way: bool = IN_PLACE) -> bytes:  # noqa: FBT001  one of two names
+    if way is COPIED:
+        return writer.seal_content(content)
     record = memoryview(bytearray(MAX_RECORD_BYTES))
     record[HEADER_BYTES : HEADER_BYTES + len(content)] = content
     return bytes(record[: writer.seal(record, 0, len(content))])
 
 
-def seal_all(writer: RecordWriter, parts: list[bytes]) -> list[bytes]:
-    return [*(seal(writer, part) for part in parts), writer.seal_end()]
+def seal_all(writer: RecordWriter, parts: list[bytes], ways: tuple[bool, ...] = (IN_PLACE,)) -> list[bytes]:
+    return [
+        *(seal(writer, part, way) for part, way in zip(parts, itertools.cycle(ways), strict=False)),
+        writer.seal_end(),
+    ]
 
 
-def open_in_parts(reader: RecordReader, stream: bytes, sizes: list[int]) -> bytes:
+def open_in_parts(reader: RecordReader, stream: bytes, sizes: list[int], ways: tuple[bool, ...] = (IN_PLACE,)) -> bytes:
     """Open a stream that arrives in parts of these sizes; return all content."""
     opened = b""
     at = 0
-    for size in (*sizes, len(stream)):
-        received = memoryview(bytearray(reader.rest + stream[at : at + size]))
+    for size, way in zip((*sizes, len(stream)), itertools.cycle(ways), strict=False):
+        part = stream[at : at + size]
         at += size
-        opened += b"".join(reader.open_all(received))
+        if way is COPIED:
+            opened += reader.open_received(part)
+        else:
+            opened += b"".join(reader.open_all(memoryview(bytearray(reader.rest + part))))
     return opened
 
 
-@given(contents, st.lists(st.integers(0, 400), max_size=20))
-def test_a_stream_is_opened_as_it_was_sealed_however_it_arrives(parts: list[bytes], sizes: list[int]) -> None:
+@WAYS
+@given(parts=contents, sizes=st.lists(st.integers(0, 400), max_size=20))
+def test_a_stream_is_opened_as_it_was_sealed_however_it_arrives(
+    ways: tuple[bool, ...], parts: list[bytes], sizes: list[int]
+) -> None:
     reader = make_reader()
-    stream = b"".join(seal_all(make_writer(), parts))
+    stream = b"".join(seal_all(make_writer(), parts, ways[::-1]))
     assert len(stream) == sum(map(len, parts)) + OVERHEAD_BYTES * (len(parts) + 1) + 2
-    assert open_in_parts(reader, stream, sizes) == b"".join(parts)
+    assert open_in_parts(reader, stream, sizes, ways) == b"".join(parts)
     assert reader.has_ended
     assert reader.rest == b""
 
 
-@given(contents, st.data())
+@WAYS
+@given(parts=contents, data=st.data())
 def test_an_interfered_stream_gives_a_genuine_start_of_it_and_then_an_error(
-    parts: list[bytes], data: st.DataObject
+    ways: tuple[bool, ...], parts: list[bytes], data: st.DataObject
 ) -> None:
     """Records are flipped, dropped, repeated, exchanged, cut or come from somewhere else."""
     sealed = seal_all(make_writer(), parts)
@@ -105,8 +121,8 @@ def test_an_interfered_stream_gives_a_genuine_start_of_it_and_then_an_error(
             tampered.insert(place, seal(make_writer(ident, use, direction), b"forged"))
     reader, opened = make_reader(), b""
     try:
-        for record in tampered:
-            opened += open_in_parts(reader, record, [])
+        for record, way in zip(tampered, itertools.cycle(ways), strict=False):
+            opened += open_in_parts(reader, record, [], (way,))
     except RecordError:
         assert b"".join(parts).startswith(opened)
     else:
@@ -114,23 +130,26 @@ def test_an_interfered_stream_gives_a_genuine_start_of_it_and_then_an_error(
         assert not reader.has_ended or tampered == sealed, "a stream that is not whole was taken for complete"
 
 
+@WAYS
 @pytest.mark.parametrize("kind", [0, 20, 22, 24, 255])
-def test_a_record_of_another_kind_is_refused(kind: int) -> None:
+def test_a_record_of_another_kind_is_refused(kind: int, ways: tuple[bool, ...]) -> None:
     with pytest.raises(RecordError, match="unknown kind"):
-        open_in_parts(make_reader(), seal_raw(b"x" + bytes([kind])), [])
+        open_in_parts(make_reader(), seal_raw(b"x" + bytes([kind])), [], ways)
 
 
+@WAYS
 @pytest.mark.parametrize("inner", [b"\x17", b"\x15", b"\x01\x15", b"\x02\x00\x15", b"\x01\x00\x00\x15"])
-def test_an_empty_record_or_another_alert_is_refused(inner: bytes) -> None:
+def test_an_empty_record_or_another_alert_is_refused(inner: bytes, ways: tuple[bool, ...]) -> None:
     with pytest.raises(RecordError):
-        open_in_parts(make_reader(), seal_raw(inner), [])
+        open_in_parts(make_reader(), seal_raw(inner), [], ways)
 
 
-def test_a_record_with_one_changed_bit_is_refused() -> None:
+@WAYS
+def test_a_record_with_one_changed_bit_is_refused(ways: tuple[bool, ...]) -> None:
     sealed = bytearray(seal_raw(b"x\x17"))
     sealed[-1] ^= 1
     with pytest.raises(RecordError, match="changed on the way"):
-        open_in_parts(make_reader(), bytes(sealed), [])
+        open_in_parts(make_reader(), bytes(sealed), [], ways)
 
 
 def seal_raw(inner: bytes) -> bytes:
@@ -145,21 +164,24 @@ def seal_raw(inner: bytes) -> bytes:
     "start",
     [b"\x16\x03\x03\x00\x20", b"\x17\x03\x01\x00\x20", b"\x17\x03\x03\x00\x11", b"\x17\x03\x03\x40\x12", b"GET /"],
 )
-def test_bytes_that_are_no_record_are_refused_by_their_header(start: bytes) -> None:
+@WAYS
+def test_bytes_that_are_no_record_are_refused_by_their_header(start: bytes, ways: tuple[bool, ...]) -> None:
     with pytest.raises(RecordError, match="no record"):
-        make_reader().open_all(memoryview(bytearray(start)))
+        open_in_parts(make_reader(), start, [], ways)
 
 
-def test_a_record_after_the_end_is_refused() -> None:
+@WAYS
+def test_a_record_after_the_end_is_refused(ways: tuple[bool, ...]) -> None:
     writer, reader = make_writer(), make_reader()
     stream = writer.seal_end() + seal(writer, b"more")
     with pytest.raises(RecordError, match="after the end"):
-        open_in_parts(reader, stream, [])
+        open_in_parts(reader, stream, [], ways)
 
 
-def test_the_start_of_a_record_after_the_end_is_refused_at_once() -> None:
+@WAYS
+def test_the_start_of_a_record_after_the_end_is_refused_at_once(ways: tuple[bool, ...]) -> None:
     with pytest.raises(RecordError, match="bytes after the end"):
-        open_in_parts(make_reader(), make_writer().seal_end() + b"\x17\x03", [])
+        open_in_parts(make_reader(), make_writer().seal_end() + b"\x17\x03", [], ways)
 
 
 @pytest.mark.parametrize("sealed_before", [0, RECORDS_PER_KEY - 1, RECORDS_PER_KEY])

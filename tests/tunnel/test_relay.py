@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given, settings
@@ -23,7 +24,7 @@ from tests.support.engine_parts import Events, no_descriptor_leak
 from tests.support.sockets import close_with_reset, tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.carriers import create_carrier
-from tunnel.carriers.encrypted import EncryptingFlow
+from tunnel.carriers.encrypted_flows import EncryptingFlow
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
 from tunnel.engine.stats import Stats
@@ -32,7 +33,7 @@ from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay,
 from tunnel.model.spec import Carrier
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.records import RecordDirection, RecordReader, RecordWriter
-from tunnel.runtime.reactor import BUFFER_SIZE, Reactor
+from tunnel.runtime.reactor import Reactor
 from tunnel.runtime.splice import PipePool
 
 if TYPE_CHECKING:
@@ -69,21 +70,22 @@ scripts = st.tuples(st.lists(steps, max_size=14), st.none() | resets, st.lists(s
 class RelayParts:
     """What relays need of an engine's context."""
 
-    def __init__(self, buffer_size: int, limits: RelayLimits) -> None:
-        self.reactor = Reactor(buffer_size)
+    def __init__(self, limits: RelayLimits) -> None:
+        self.reactor = Reactor()
         self.pipes = PipePool()
         self.limits = limits
 
 
 @asynccontextmanager
 async def relay_parts(
-    buffer_size: int = BUFFER_SIZE, limits: RelayLimits = DEFAULT_LIMITS
+    read_bytes: int = PlainFlow.max_read_bytes, limits: RelayLimits = DEFAULT_LIMITS
 ) -> AsyncIterator[RelayParts]:
     """Provide a reactor and pipes; assert that no socket stays registered and no pipe stays in use."""
-    parts = RelayParts(buffer_size, limits)
+    parts = RelayParts(limits)
     try:
-        yield parts
-        await wait_until_async(lambda: len(parts.reactor) == 0, "no socket is registered with the reactor")
+        with patch.object(PlainFlow, "max_read_bytes", read_bytes):
+            yield parts
+            await wait_until_async(lambda: len(parts.reactor) == 0, "no socket is registered with the reactor")
         assert parts.pipes.in_use == 0
     finally:
         parts.pipes.close()
@@ -300,7 +302,7 @@ def make_chain(parts: RelayParts, kind: str) -> RelayChain:
 async def play(script: list[tuple[str, str, int]], kind: str, *, has_small_buffers: bool) -> None:
     splices_early = kind == "spliced"
     async with relay_parts(
-        4096 if splices_early else BUFFER_SIZE, SPLICE_EARLY if splices_early else DEFAULT_LIMITS
+        4096 if splices_early else PlainFlow.max_read_bytes, SPLICE_EARLY if splices_early else DEFAULT_LIMITS
     ) as p:
         chain = RelayChain(p, carrier=KINDS[kind], has_small_buffers=has_small_buffers)
         await play_script(chain, script)
@@ -406,7 +408,7 @@ async def play_twice(script: list[tuple[str, str, int]], kind: str) -> None:
     """Play a script, then let another visitor use the same data connection if both ends have given it back."""
     splices_early = kind == "spliced"
     limits = SPLICE_EARLY if splices_early else DEFAULT_LIMITS
-    async with relay_parts(4096 if splices_early else BUFFER_SIZE, limits) as parts:
+    async with relay_parts(4096 if splices_early else PlainFlow.max_read_bytes, limits) as parts:
         chain = RelayChain(parts, carrier=KINDS[kind], reuses=True)
         await play_script(chain, script)
         check_outcome(chain)
@@ -449,16 +451,16 @@ async def test_a_bulk_stream_is_spliced_and_its_pipe_is_returned(monkeypatch: py
 
 async def test_a_small_encrypted_message_costs_one_record_and_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
     results: list[int] = []
-    open_all = RecordReader.open_all
+    open_received = RecordReader.open_received
 
-    def record_result(reader: RecordReader, received: memoryview) -> list[memoryview]:
-        contents = open_all(reader, received)
-        results.append(sum(map(len, contents)))
-        return contents
+    def record_result(reader: RecordReader, received: bytes) -> bytes:
+        content = open_received(reader, received)
+        results.append(len(content))
+        return content
 
     async with relay_parts() as parts:
         chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)
-        monkeypatch.setattr(RecordReader, "open_all", record_result)
+        monkeypatch.setattr(RecordReader, "open_received", record_result)
         sender, receiver = chain.programs["A"], chain.programs["B"]
         for _ in range(4):
             sender.offered += 100
@@ -500,7 +502,7 @@ async def test_where_splicing_fails_bytes_are_copied(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "splice", fail)
-    async with relay_parts() as parts:
+    async with relay_parts(4096, SPLICE_EARLY) as parts:
         chain = RelayChain(parts)
         chain.programs["A"].offered = len(PATTERN)
         await chain.end()
@@ -512,7 +514,7 @@ async def test_where_splicing_fails_bytes_are_copied(
 @pytest.mark.parametrize("kind", KINDS)
 async def test_bytes_behind_urgent_data_arrive_without_more_data(kind: str) -> None:
     async with relay_parts(
-        4096 if kind == "spliced" else BUFFER_SIZE, SPLICE_EARLY if kind == "spliced" else DEFAULT_LIMITS
+        4096 if kind == "spliced" else PlainFlow.max_read_bytes, SPLICE_EARLY if kind == "spliced" else DEFAULT_LIMITS
     ) as parts:
         chain = RelayChain(parts, carrier=KINDS[kind])
         for name, other in (("A", "B"), ("B", "A")):
@@ -567,9 +569,12 @@ async def test_a_visitor_that_fails_while_its_end_waits_takes_its_data_connectio
             assert chain.programs["A"].saw_end
 
 
-@pytest.mark.parametrize(("reuses", "records"), [(False, ["server"]), (True, [])])
-async def test_a_client_and_both_ends_with_reuse_send_no_record_for_an_end(
-    monkeypatch: pytest.MonkeyPatch, records: list[str], *, reuses: bool
+@pytest.mark.parametrize(
+    ("reuses", "ends_with_content", "records"),
+    [(False, False, ["server"]), (True, False, []), (False, True, ["client", "server"]), (True, True, ["client"])],
+)
+async def test_a_client_and_both_ends_with_reuse_send_a_record_for_an_end_only_behind_the_last_content(
+    monkeypatch: pytest.MonkeyPatch, records: list[str], *, reuses: bool, ends_with_content: bool
 ) -> None:
     sealed: list[str] = []
     seal_end = RecordWriter.seal_end
@@ -581,13 +586,14 @@ async def test_a_client_and_both_ends_with_reuse_send_no_record_for_an_end(
     monkeypatch.setattr(RecordWriter, "seal_end", count_sealed)
     async with relay_parts() as parts:
         chain = RelayChain(parts, carrier=Carrier.ENCRYPTED, reuses=reuses)
-        chain.programs["B"].offered = 1000
+        visitor, target = chain.programs["A"], chain.programs["B"]
+        target.offered, target.wants_to_end = 1000, ends_with_content
+        await chain.step_until(lambda: len(visitor.received) == 1000, "the visitor received everything")
         await chain.end()
-        assert len(chain.programs["A"].received) == 1000
         for link in chain.links:
             for sock in link.returned:
                 parts.reactor.close(sock)
-    assert sealed == records
+    assert sorted(sealed) == records
 
 
 @pytest.mark.parametrize("is_announced", [False, True])
@@ -599,12 +605,13 @@ async def test_the_end_of_a_socket_is_an_end_only_if_the_link_announces_it(*, is
         visitor, target = chain.programs["A"], chain.programs["B"]
         announce = chain.links[1].set_other_end_offset
         chain.links[1].set_other_end_offset = lambda ident, total: announced.append((ident, total))
-        target.offered, target.wants_to_end = 1000, True
+        target.offered = 1000
+        await chain.step_until(lambda: len(visitor.received) == 1000, "the visitor received everything")
+        target.wants_to_end = True
         await chain.step_until(lambda: announced, "the client announced the end")
         visitor.wants_to_end = True
         await chain.step_until(lambda: not chain.egress_relay.is_open, "the client closed the data connection")
         if is_announced:
-            await chain.step_until(lambda: len(visitor.received) == 1000, "the visitor received everything")
             assert not visitor.saw_end
             announce(*announced[0])
         await chain.finish()
@@ -670,7 +677,9 @@ async def test_an_end_that_was_announced_over_a_lost_link_is_shown_in_a_record()
         announced: list[int] = []
         link = chain.links[1]
         link.set_other_end_offset = lambda _ident, total: announced.append(total)
-        target.offered, target.wants_to_end = 1000, True
+        target.offered = 1000
+        await chain.step_until(lambda: len(visitor.received) == 1000, "the visitor received everything")
+        target.wants_to_end = True
         await chain.step_until(lambda: announced, "the client announced the end")
         assert not visitor.saw_end
         link.announces_ends = False

@@ -10,7 +10,8 @@ from __future__ import annotations
 import enum
 import socket
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from types import FunctionType
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from tunnel.runtime.reactor import ERROR, HANGUP, READ_WRITE, READABLE, URGENT, WRITABLE
 
@@ -42,8 +43,10 @@ class SourceState(enum.Enum):
     """a short read has emptied it: whatever comes next is a new event"""
     URGENT = enum.auto()
     """it has sent urgent data, at whose mark a read stops: only a read that finds nothing has emptied it"""
+    ENDING = enum.auto()
+    """its peer has ended the stream in order, and all of it has arrived: a short read is the last one"""
     FINISHED = enum.auto()
-    """its peer sends no more and no event will follow: read on until the end shows"""
+    """its peer sends no more and no event will follow: read on until the end, or an error, shows"""
     RESET = enum.auto()
     """it was reset, as a failed write showed: read what its peer sent before, and treat the end as a reset"""
 
@@ -54,6 +57,7 @@ CLOSING: Final = FlowState.CLOSING
 UNANNOUNCED: Final = FlowState.UNANNOUNCED
 ENDED: Final = FlowState.ENDED
 LIVE: Final = SourceState.LIVE
+ENDING: Final = SourceState.ENDING
 FINISHED: Final = SourceState.FINISHED
 RESET: Final = SourceState.RESET
 
@@ -87,8 +91,10 @@ class Flow(ABC):
         "_is_bulk",
         "_passed",
         "_pending",
-        "_scratch",
+        "_read_bytes",
         "_sink",
+        "_sink_fd",
+        "_source_fd",
         "_source_state",
         "limit",
         "peer",
@@ -97,17 +103,30 @@ class Flow(ABC):
         "state",
     )
 
+    max_read_bytes: ClassVar[int]
+    """the most that is read at once, unless this flow carries bulk"""
+
     limit: FlowLimit
     """set only in flows whose rate is limited (``tunnel.forwarding.limited_flow``)"""
     peer: Flow
     """the other direction"""
+
+    def __init_subclass__(cls) -> None:
+        """Give each class a copy of ``pump``: the interpreter's inline caches are of one class each (PEP 659)."""
+        super().__init_subclass__()
+        pump = Flow.pump
+        copied = FunctionType(pump.__code__.replace(), pump.__globals__, pump.__name__)
+        copied.__qualname__, copied.__doc__ = pump.__qualname__, pump.__doc__
+        cls.pump = copied  # type: ignore[method-assign]  # the same function, with caches of its own
 
     def __init__(self, relay: Relay, source: socket.SocketType, sink: socket.SocketType, counter: ByteCounter) -> None:
         self.relay = relay
         self.state = OPEN
         self.source = source
         self._sink = sink
-        self._scratch = relay.forwarder.reactor.scratch
+        self._source_fd = source.fileno()  # os.read and os.write cost less than the methods of a socket
+        self._sink_fd = sink.fileno()
+        self._read_bytes = self.max_read_bytes
         self._counter = counter
         self._pending: bytes | memoryview = b""  # bytes that the sink has not taken yet
         self._source_state = LIVE
@@ -141,6 +160,13 @@ class Flow(ABC):
     def _transfer(self) -> int:
         """Read once from the source and write to the sink what was read; return its cost, DRAINED or STOPPED."""
 
+    def _read_on(self, cost: int) -> int:
+        """Return the cost of a transfer whose read was short, unless it was the last one: then handle the end."""
+        if self._source_state is ENDING:
+            self._on_source_ended()
+            return STOPPED
+        return cost
+
     def _yield_turn(self) -> None:
         """Let other connections have their turn, although the source has more."""
         self.relay.forwarder.reactor.call_again(self.pump)
@@ -153,7 +179,7 @@ class Flow(ABC):
         if events & URGENT and self._source_state is LIVE:
             self._source_state = SourceState.URGENT
         if events & HANGUP and self._source_state is not RESET:
-            self._source_state = FINISHED
+            self._source_state = ENDING if self._source_state is LIVE and not events & ERROR else FINISHED
         if events & ERROR:
             self._on_source_error()
             return False
@@ -300,6 +326,7 @@ class Flow(ABC):
         Its own peer would make a cycle, so that everything in it waits for the garbage collector.
         """
         self.state = ENDED
+        self._source_fd = self._sink_fd = -1  # the numbers belong to other sockets soon
         self.peer = closed_flow
         self._pending = b""
         if self._is_bulk:

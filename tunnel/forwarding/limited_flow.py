@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tunnel.forwarding.rate_limiter import RateLimiter
 
 PAUSED: Final = FlowState.PAUSED
-_WORTH_SPLICING: Final = 1 << 15  # bytes of a read
 
 
 class LimitedFlow(Flow):
@@ -104,10 +103,10 @@ class LimitedPlainFlow(LimitedFlow, PlainFlow):
         if self._is_bulk:
             self._bulk.splice_bytes = allowed
             return super(LimitedFlow, self)._transfer()
-        self._scratch = self.relay.forwarder.reactor.scratch[:allowed]
+        self._read_bytes = min(self.max_read_bytes, allowed)
         before = self._passed
         cost = super(LimitedFlow, self)._transfer()
-        is_bulk = self._passed - before >= _WORTH_SPLICING and self.state is OPEN
+        is_bulk = self._passed - before == self.max_read_bytes and self.state is OPEN
         if is_bulk and self.relay.forwarder.pipes.can_splice:
             self._start_bulk(allowed)
         return cost
@@ -118,7 +117,7 @@ class LimitedPlainFlow(LimitedFlow, PlainFlow):
             self._release_pipe()
 
     def _unbind_reads(self) -> None:
-        self._scratch = self.relay.forwarder.reactor.scratch
+        self._read_bytes = self.max_read_bytes
         if self._is_bulk:
             self._bulk.splice_bytes = PIPE_SIZE
 

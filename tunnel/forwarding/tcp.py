@@ -1,8 +1,8 @@
 """TCP from one socket to the other, both ways, with half-close and reset carried over.
 
 A relay owns two connected sockets: ``near``, the visitor's or the target's, and ``far``, the data connection. Each of
-its two flows reads one and writes the other. A plain flow copies through the reactor's buffer; one that has carried
-bulk lets the kernel splice instead. The flows of encrypted data connections are in ``tunnel.carriers.encrypted``.
+its two flows reads one and writes the other. A plain flow copies; one that has carried bulk lets the kernel
+splice instead. The flows of encrypted data connections are in ``tunnel.carriers.encrypted_flows``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from os import read, write
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -59,9 +60,12 @@ class _Bulk:
 
 
 class PlainFlow(Flow):
-    """Between two plain sockets: copies through the reactor's buffer, and splices bulk."""
+    """Between two plain sockets: copies, and splices bulk."""
 
     __slots__ = ("_bulk",)
+
+    max_read_bytes = 1 << 15
+    """The allocator returns larger blocks to the kernel, and asks for them again."""
 
     _bulk: _Bulk
     """set only while ``_is_bulk``"""
@@ -69,19 +73,20 @@ class PlainFlow(Flow):
     def _transfer(self) -> int:
         if self._is_bulk:
             return self._splice()
-        scratch = self._scratch
+        read_bytes = self._read_bytes
         try:
-            got = self.source.recv_into(scratch)
+            data = read(self._source_fd, read_bytes)
         except BlockingIOError:
             return DRAINED
         except OSError:
             self._on_source_failed()
             return STOPPED
+        got = len(data)
         if not got:
             self._on_source_ended()
             return STOPPED
         try:
-            sent = self._sink.send(scratch[:got])
+            sent = write(self._sink_fd, data)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -90,10 +95,12 @@ class PlainFlow(Flow):
         self._counter.total += sent
         self._passed += sent
         if sent != got:
-            self._pending = bytes(scratch[sent:got])
+            self._pending = data[sent:]
             self.state = FlowState.BLOCKED
             return STOPPED
-        return DRAINED if got < len(scratch) and self._source_state is LIVE else COPIED
+        if got == read_bytes:
+            return COPIED
+        return DRAINED if self._source_state is LIVE else self._read_on(COPIED)
 
     def _yield_turn(self) -> None:
         super()._yield_turn()

@@ -39,10 +39,13 @@ Together 2^24 records at most share a key. RFC 8446 §5.5 allows 2^24.5 full one
 _HEADER: Final = struct.Struct("!3sH")
 _VERSION: Final = b"\x17\x03\x03"  # application data, TLS 1.2 (RFC 8446 §5.2): every record looks like this
 _FULL_HEADER: Final = _HEADER.pack(_VERSION, MAX_RECORD_BYTES - HEADER_BYTES)
+_pack_header: Final = _HEADER.pack
 _DATA: Final = 23  # ContentType application_data
+_DATA_TYPE: Final = bytes([_DATA])
 _END: Final = b"\x01\x00\x15"  # AlertLevel warning, AlertDescription close_notify, ContentType alert (RFC 8446 §6.1)
 _MIN_LENGTH: Final = 1 + 1 + TAG_BYTES
 _MAX_LENGTH: Final = MAX_CONTENT_BYTES + 1 + TAG_BYTES
+_CHANGED: Final = "a record that was changed on the way, or does not belong here"
 _KEY_BYTES: Final = 16
 _IV_BYTES: Final = 12
 _KEY_CONTEXT: Final = struct.Struct("!QIBI")
@@ -186,25 +189,35 @@ class RecordWriter(_RecordStream):
         ``start`` is the place of the record. The content lies ``HEADER_BYTES`` behind it, and there is room for the
         whole record.
         """
-        buffer[start + HEADER_BYTES + content_bytes] = _DATA
-        return self._seal(buffer, start, content_bytes + 1)
-
-    def seal_end(self) -> bytes:
-        """Make the record that announces the end of the stream."""
-        record = bytearray(HEADER_BYTES) + _END + bytes(TAG_BYTES)
-        self._seal(memoryview(record), 0, len(_END))
-        return bytes(record)
-
-    def _seal(self, buffer: memoryview, start: int, inner_bytes: int) -> int:
         inner = start + HEADER_BYTES
-        end = inner + inner_bytes + TAG_BYTES
-        _HEADER.pack_into(buffer, start, _VERSION, inner_bytes + TAG_BYTES)
+        buffer[inner + content_bytes] = _DATA
+        end = inner + content_bytes + 1 + TAG_BYTES
+        _HEADER.pack_into(buffer, start, _VERSION, content_bytes + 1 + TAG_BYTES)
         key = self._key if self._number < RECORDS_PER_KEY else self._start_generation(self._generation + 1)
         cipher = key.cipher if key.cipher is not None else key.make_cipher()
         nonce = (self._nonce ^ self._number).to_bytes(_IV_BYTES)
         self._number += 1
-        cipher.encrypt_into(nonce, buffer[inner : inner + inner_bytes], buffer[start:inner], buffer[inner:end])
+        cipher.encrypt_into(nonce, buffer[inner : end - TAG_BYTES], buffer[start:inner], buffer[inner:end])
         return end
+
+    def seal_content(self, content: bytes) -> bytes:
+        """Make a data record of some content, MAX_CONTENT_BYTES at most.
+
+        Costs less than ``seal`` for a few hundred bytes, which are copied in less time than a place is cut for them.
+        """
+        return self._seal_inner(content + _DATA_TYPE)
+
+    def seal_end(self) -> bytes:
+        """Make the record that announces the end of the stream."""
+        return self._seal_inner(_END)
+
+    def _seal_inner(self, inner: bytes) -> bytes:
+        key = self._key if self._number < RECORDS_PER_KEY else self._start_generation(self._generation + 1)
+        cipher = key.cipher if key.cipher is not None else key.make_cipher()
+        nonce = (self._nonce ^ self._number).to_bytes(_IV_BYTES)
+        self._number += 1
+        header = _pack_header(_VERSION, len(inner) + TAG_BYTES)
+        return header + cipher.encrypt(nonce, inner, header)
 
 
 class RecordReader(_RecordStream):
@@ -218,6 +231,29 @@ class RecordReader(_RecordStream):
         """whether the end of the stream was announced"""
         self.rest = b""
         """the start of a record that is not complete: the caller puts it before what it receives next"""
+
+    def open_received(self, received: bytes) -> bytes:
+        """Open all complete records of what was received; return their contents.
+
+        Costs less than ``open_all`` where one small record was received, as is usual. Raises RecordError; the stream
+        cannot be trusted from then on.
+        """
+        length = len(received) - HEADER_BYTES
+        is_single = received[:HEADER_BYTES] == _pack_header(_VERSION, length) if 0 < length <= _MAX_LENGTH else False
+        if self.rest or self.has_ended or not is_single or length < _MIN_LENGTH:
+            return b"".join(self.open_all(memoryview(bytearray(self.rest + received))))
+        key = self._key if self._number < RECORDS_PER_KEY else self._start_generation(self._generation + 1)
+        cipher = key.cipher if key.cipher is not None else key.make_cipher()
+        nonce = (self._nonce ^ self._number).to_bytes(_IV_BYTES)
+        self._number += 1
+        try:
+            opened = cipher.decrypt(nonce, received[HEADER_BYTES:], received[:HEADER_BYTES])
+        except InvalidTag:
+            raise RecordError(_CHANGED) from None
+        if opened[-1] == _DATA:
+            return opened[:-1]
+        self._note_end(opened)
+        return b""
 
     def open_all(self, received: memoryview) -> list[memoryview]:
         """Open all complete records in place; return their contents, which are parts of ``received``.
@@ -242,7 +278,7 @@ class RecordReader(_RecordStream):
             try:
                 cipher.decrypt_into(nonce, received[inner:end], received[start:inner], opened)
             except InvalidTag:
-                raise RecordError("a record that was changed on the way, or does not belong here") from None
+                raise RecordError(_CHANGED) from None
             if opened[-1] == _DATA and not self.has_ended:
                 contents.append(opened[:-1])
             else:
