@@ -692,6 +692,23 @@ async def test_an_end_that_was_announced_over_a_lost_link_is_shown_in_a_record()
         assert not visitor.saw_reset
 
 
+async def test_the_end_is_shown_although_bytes_lie_unread_on_the_data_connection_that_is_closed_next() -> None:
+    """A close with unread bytes sends a reset at once, and nothing that waits to be sent (RFC 2525 §2.17)."""
+    async with relay_parts() as parts:
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)
+        visitor, target = chain.programs["A"], chain.programs["B"]
+        target.offered = 1000
+        await chain.step_until(lambda: len(visitor.received) == 1000, "the visitor received everything")
+        target.wants_to_end = True
+        await chain.step_until(lambda: visitor.saw_end, "the visitor saw the end, which the link announced")
+        chain.links[1].announces_ends = False
+        chain.sets[1].remove_link(chain.links[1])  # a record shows the end again: the ingress does not read it
+        visitor.wants_to_end = True
+        await chain.finish()
+        assert target.saw_end
+        assert not target.saw_reset
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_only_a_reset_starts_the_flush_timeout(kind: str) -> None:
     with no_descriptor_leak():

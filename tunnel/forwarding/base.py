@@ -132,8 +132,8 @@ class RelayLink(Protocol):
         """Announce that a data connection carries ``total`` bytes in all; return whether that was done.
 
         The end that closes a TCP connection first keeps its port for a minute (TIME_WAIT, RFC 9293 §3.6.1). A client
-        that did so with 28,000 ephemeral ports could serve some 470 visitors a second. So the client announces the end,
-        and the server, which uses a single port anyway, closes first.
+        that did so with 28,000 ephemeral ports could serve some 470 visitors a second. So the client announces the end
+        unless an encrypted record has, and the server, which uses a single port anyway, closes first.
         """
 
     @property

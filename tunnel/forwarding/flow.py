@@ -44,7 +44,7 @@ class SourceState(enum.Enum):
     URGENT = enum.auto()
     """it has sent urgent data, at whose mark a read stops: only a read that finds nothing has emptied it"""
     ENDING = enum.auto()
-    """its peer has ended the stream in order, and all of it has arrived: a short read is the last one"""
+    """its peer has ended the stream in order, and all of it has arrived: after a short read nothing is left"""
     FINISHED = enum.auto()
     """its peer sends no more and no event will follow: read on until the end, or an error, shows"""
     RESET = enum.auto()
@@ -114,6 +114,8 @@ class Flow(ABC):
     def __init_subclass__(cls) -> None:
         """Give each class a copy of ``pump``: the interpreter's inline caches are of one class each (PEP 659)."""
         super().__init_subclass__()
+        if "pump" in cls.__dict__:
+            return
         pump = Flow.pump
         copied = FunctionType(pump.__code__.replace(), pump.__globals__, pump.__name__)
         copied.__qualname__, copied.__doc__ = pump.__qualname__, pump.__doc__

@@ -65,7 +65,7 @@ class PlainFlow(Flow):
     __slots__ = ("_bulk",)
 
     max_read_bytes = 1 << 15
-    """The allocator returns larger blocks to the kernel, and asks for them again."""
+    """Bytes. For each larger read the allocator would ask the kernel for memory, and give it back."""
 
     _bulk: _Bulk
     """set only while ``_is_bulk``"""

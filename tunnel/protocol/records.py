@@ -2,9 +2,10 @@
 
 Both ends derive keys from the secret of the link. A stream is one direction of one use of a data connection. Streams
 with neighbouring ids share a key, because making a cipher costs as much as several small records; what differs is the
-nonce, which holds the place of the stream and of the record. Records are sealed and opened in place, in the buffer in
-which they are received or from which they are sent. A cipher takes three kilobytes, so a process keeps only the latest
-ones. The library takes seven megabytes: this module is imported only where data connections are encrypted.
+nonce, which holds the place of the stream and of the record. Bulk is sealed and opened in place, in the buffer in which
+it is received or from which it is sent; small records are copied. A cipher takes three kilobytes, so a process keeps
+only the latest ones. The library takes seven megabytes: this module is imported only where data connections are
+encrypted.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, TypeVarTuple, Unpack
 _EVENTS_AT_ONCE: Final = 256
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT
+_MAX_WAIT_S: Final = 1.0  # while events come: asyncio drops cancelled timers only when its loop turns
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -104,7 +105,9 @@ class SharedSelector(selectors.BaseSelector):
         Returns nothing when the time is over, or when a handler of the reactor has given asyncio something to do.
         """
         self._is_interrupted = False
-        self._deadline = math.inf if timeout is None else monotonic() + timeout
+        now = monotonic()
+        self._deadline = math.inf if timeout is None else now + timeout
+        return_at = min(self._deadline, now + _MAX_WAIT_S)
         wait = timeout if timeout is None or timeout > 0.0 else 0.0  # epoll rounds it up to milliseconds
         while True:
             reactor = self.reactor
@@ -115,10 +118,10 @@ class SharedSelector(selectors.BaseSelector):
                     events = reactor.handle_events(events)
                 if events and (ready := self._ready_keys(events)):
                     return ready
-                if self._is_interrupted or monotonic() >= self._deadline:
+                if self._is_interrupted or monotonic() >= return_at:
                     return []
-                wait = 0.0  # look once more before waiting: to sleep and be woken costs more
-            elif wait != 0.0:
+                wait = 0.0  # poll once more before waiting: to sleep and be woken costs more
+            elif wait != 0.0 or self._is_interrupted:
                 return []
             elif timeout is None:
                 wait = None

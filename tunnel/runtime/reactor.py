@@ -22,7 +22,7 @@ from tunnel.runtime.fd_budget import FdBudget
 READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """Bits that mean: a read returns bytes, the end of the stream, or an error."""
 HANGUP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Bits that mean: the peer has finished sending; a short read is not the last one."""
+"""Bits that mean: the peer has finished sending, and no event will follow for what is unread."""
 ERROR: Final = select.EPOLLERR
 """Bit that means: the connection was reset, or timed out."""
 CONNECT_FAILED: Final = select.EPOLLHUP | select.EPOLLERR
@@ -40,7 +40,7 @@ _BATCH_SIZE: Final = 256  # events fetched at once
 _BATCHES_PER_TURN: Final = 4  # of an epoll instance inside asyncio's: a turn of asyncio costs more than another poll
 
 BUFFER_SIZE: Final = (1 << 17) + (1 << 12)
-"""Bytes of the buffer in which bulk is encrypted: eight full records fit in."""
+"""Bytes of the buffer that handlers share: for encrypted bulk (eight full records), datagrams, control channels."""
 
 
 class HandlerOwner(Protocol):
