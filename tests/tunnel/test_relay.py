@@ -709,6 +709,25 @@ async def test_the_end_is_shown_although_bytes_lie_unread_on_the_data_connection
         assert not target.saw_reset
 
 
+async def test_an_end_is_not_shown_again_while_what_the_other_end_has_sent_lies_unread() -> None:
+    """It may have closed the data connection: a record that arrives there then resets what it has not sent yet."""
+    async with relay_parts(limits=RelayLimits(end_timeout_s=60.0)) as parts:
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED, has_small_buffers=True)
+        visitor, target = chain.programs["A"], chain.programs["B"]
+        target.wants_to_end = True
+        await chain.step_until(lambda: visitor.saw_end, "the visitor saw the end, which the link announced")
+        target.is_stalled = True
+        visitor.offered, visitor.wants_to_end = 24_000, True
+        await chain.step_until(lambda: not chain.ingress_relay.is_open, "the ingress closed the data connection")
+        chain.links[1].announces_ends = False
+        chain.sets[1].remove_link(chain.links[1])
+        await run_loop_turns(5)
+        target.is_stalled = False
+        await chain.finish()
+        assert len(target.received) == 24_000
+        assert not target.saw_reset
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_only_a_reset_starts_the_flush_timeout(kind: str) -> None:
     with no_descriptor_leak():

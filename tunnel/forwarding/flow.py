@@ -277,6 +277,11 @@ class Flow(ABC):
         return not self._passed and not self._pending and self.state in {OPEN, UNANNOUNCED}
 
     @property
+    def leaves_bytes_unread(self) -> bool:
+        """Whether this flow reads nothing now, although its source may have something."""
+        return self.state in {FlowState.BLOCKED, FlowState.PAUSED}
+
+    @property
     def is_source_live(self) -> bool:
         """Whether the source has shown neither an end nor a failure, nor urgent data."""
         return self._source_state is LIVE

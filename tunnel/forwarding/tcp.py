@@ -276,7 +276,16 @@ class Relay:
         """
         if self.is_open:
             self._to_near.on_link_lost()
-        if self._end_is_announced and self.is_open:
+        if not (self._end_is_announced and self.is_open):
+            return
+        if self._to_near.leaves_bytes_unread:  # the other end may have closed: bytes would reset what it still sends
+            self.forwarder.reactor.call_later(self.forwarder.limits.end_timeout_s, self._show_announced_end)
+        else:
+            self._show_announced_end()
+
+    def _show_announced_end(self) -> None:
+        """Show an end on the socket whose announcement may be lost, unless the relay has ended since."""
+        if self.is_open:
             self._end_is_announced = False
             self._from_near.show_end()
 
