@@ -128,12 +128,12 @@ async def test_one_reactor_shares_the_epoll_instance_and_a_second_one_has_its_ow
     assert loop.shared_selector.reactor is None
 
 
-class _Echo:
-    """A reactor with one socket that counts its events and returns those of other descriptors."""
+class _CountingReactor:
+    """A reactor with one socket: counts the bytes that it reads there, and returns the events of other descriptors."""
 
     def __init__(self, selector: SharedSelector, sock: socket.socket) -> None:
         self.needs_turn = False
-        self.events = 0
+        self.bytes_read = 0
         self.sock = sock
         self.selector = selector
         selector.epoll.register(sock.fileno(), READABLE)
@@ -142,21 +142,21 @@ class _Echo:
     def handle_events(self, events: EpollEvents) -> EpollEvents:
         own = [event for event in events if event[0] == self.sock.fileno()]
         for _ in own:
-            self.events += len(self.sock.recv(1))
+            self.bytes_read += len(self.sock.recv(1))
         return [event for event in events if event not in own]
 
 
 def test_events_of_the_reactor_alone_do_not_end_the_wait_of_asyncio(selector: SharedSelector, pair: Pair) -> None:
-    reactor = _Echo(selector, pair[0])
+    reactor = _CountingReactor(selector, pair[0])
     pair[1].send(b"two")
     began = time.monotonic()
     assert selector.select(0.03) == []
     assert time.monotonic() - began >= 0.03
-    assert reactor.events == 3
+    assert reactor.bytes_read == 3
 
 
 def test_a_reactor_that_needs_its_turn_gets_it_without_an_event(selector: SharedSelector, pair: Pair) -> None:
-    reactor = _Echo(selector, pair[0])
+    reactor = _CountingReactor(selector, pair[0])
     reactor.needs_turn = True
     turns = 0
 

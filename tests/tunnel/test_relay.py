@@ -440,7 +440,7 @@ async def test_a_bulk_stream_is_spliced_and_its_pipe_is_returned(monkeypatch: py
 
     monkeypatch.setattr(os, "splice", count_spliced)
     with no_descriptor_leak():
-        async with relay_parts() as parts:
+        async with relay_parts(4096) as parts:
             chain = RelayChain(parts)
             chain.programs["A"].offered = len(PATTERN)
             await chain.step_until(lambda: len(chain.programs["B"].received) == len(PATTERN), "all bytes arrived")
@@ -473,7 +473,7 @@ async def test_a_small_encrypted_message_costs_one_record_and_one_read(monkeypat
 async def test_a_source_that_fails_while_spliced_is_reset_and_splicing_stays_enabled(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    async with relay_parts() as parts:
+    async with relay_parts(4096, SPLICE_EARLY) as parts:
         chain = RelayChain(parts)
 
         def fail(*_args: int, flags: int) -> int:

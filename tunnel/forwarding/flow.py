@@ -162,13 +162,6 @@ class Flow(ABC):
     def _transfer(self) -> int:
         """Read once from the source and write to the sink what was read; return its cost, DRAINED or STOPPED."""
 
-    def _read_on(self, cost: int) -> int:
-        """Return the cost of a transfer whose read was short, unless it was the last one: then handle the end."""
-        if self._source_state is ENDING:
-            self._on_source_ended()
-            return STOPPED
-        return cost
-
     def _yield_turn(self) -> None:
         """Let other connections have their turn, although the source has more."""
         self.relay.forwarder.reactor.call_again(self.pump)

@@ -14,7 +14,7 @@ from os import read, write
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from tunnel.forwarding.flow import COPIED, DRAINED, ENDED, LIVE, SPLICED, STOPPED, ByteCounter, Flow, FlowState
+from tunnel.forwarding.flow import COPIED, DRAINED, ENDED, ENDING, LIVE, SPLICED, STOPPED, ByteCounter, Flow, FlowState
 from tunnel.model.spec import Proto
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.visitor_address import unpack_address
@@ -100,7 +100,14 @@ class PlainFlow(Flow):
             return STOPPED
         if got == read_bytes:
             return COPIED
-        return DRAINED if self._source_state is LIVE else self._read_on(COPIED)
+        return DRAINED if self._source_state is LIVE else self._end_or_read_on()
+
+    def _end_or_read_on(self) -> int:
+        """Handle the end after a short read that was the last one; else return the cost of one that may not be."""
+        if self._source_state is not ENDING:
+            return COPIED
+        self._on_source_ended()
+        return STOPPED
 
     def _yield_turn(self) -> None:
         super()._yield_turn()

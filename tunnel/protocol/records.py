@@ -239,16 +239,16 @@ class RecordReader(_RecordStream):
         Costs less than ``open_all`` where one small record was received, as is usual. Raises RecordError; the stream
         cannot be trusted from then on.
         """
-        length = len(received) - HEADER_BYTES
-        is_single = received[:HEADER_BYTES] == _pack_header(_VERSION, length) if 0 < length <= _MAX_LENGTH else False
-        if self.rest or self.has_ended or not is_single or length < _MIN_LENGTH:
+        header, length = received[:HEADER_BYTES], len(received) - HEADER_BYTES
+        is_single = _MIN_LENGTH <= length <= _MAX_LENGTH and header == _pack_header(_VERSION, length)
+        if self.rest or self.has_ended or not is_single:
             return b"".join(self.open_all(memoryview(bytearray(self.rest + received))))
         key = self._key if self._number < RECORDS_PER_KEY else self._start_generation(self._generation + 1)
         cipher = key.cipher if key.cipher is not None else key.make_cipher()
         nonce = (self._nonce ^ self._number).to_bytes(_IV_BYTES)
         self._number += 1
         try:
-            opened = cipher.decrypt(nonce, received[HEADER_BYTES:], received[:HEADER_BYTES])
+            opened = cipher.decrypt(nonce, received[HEADER_BYTES:], header)
         except InvalidTag:
             raise RecordError(_CHANGED) from None
         if opened[-1] == _DATA:
