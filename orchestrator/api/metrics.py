@@ -161,6 +161,12 @@ def _rate_limit(read: Callable[[RateLimitsView], float | None]) -> Callable[[Sna
     return lambda s: read(s.rate_limits) if s.rate_limits else None
 
 
+def _count_lanes(snapshot: Snapshot) -> float | None:
+    """Return how many visitors share data connections; None if no link has shared connections."""
+    counts = [link.lanes for link in snapshot.links if link.lanes is not None]
+    return sum(counts) if counts else None
+
+
 TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
     _gauge("up", "1 if the tunnel can serve visitors, else 0.", lambda s: float(s.state is State.UP)),
     _gauge("state_since_timestamp_seconds", "Time of the last state change.", lambda s: _timestamp(s.since)),
@@ -187,6 +193,11 @@ TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
         "datagram_links",
         "Links over which UDP travels as datagrams at present; none in a tunnel of TCP.",
         lambda s: sum(link.udp_carrier == UdpCarrier.DATAGRAM for link in s.links) if s.proto != Proto.TCP else None,
+    ),
+    _gauge(
+        "lanes",
+        "Visitors that share a data connection at present; none unless both ends allow that (mux).",
+        _count_lanes,
     ),
     _gauge("rtt_seconds", "Round-trip time of the control channel.", lambda s: _to_seconds(s.rtt_ms)),
     _gauge("cooldown_remaining_seconds", "Time until the next attempt.", lambda s: s.cooldown.remaining_s),

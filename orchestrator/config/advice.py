@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
 
 _MAX_LISTED: Final = 5  # names in one warning
-_OF_TCP: Final = ("reuse",)
+_OF_TCP: Final = ("reuse", "mux")
 _OF_UDP: Final = ("udp_carrier", "udp_timeout")
 """Options that concern visitors of one protocol alone."""
 

@@ -110,6 +110,7 @@ class LinkJson(TypedDict):
     udp_carrier: str | None
     udp_reason: str | None
     visitors: int
+    lanes: int | None
     since: str
 
 

@@ -23,7 +23,7 @@ from tests.support.processes import ProcessHarness
 from tests.support.scale import IS_FULL_SCALE
 
 VISITORS = 2_500 if IS_FULL_SCALE else 120
-"""For each direction, with and without encryption and reuse: 20,000 in all."""
+"""For each direction, with and without encryption, reuse and shared connections: 30,000 in all."""
 BIG_STREAMS = (64 << 20, 12 << 20, 5 << 20) if IS_FULL_SCALE else (1 << 20,)
 AT_ONCE = 24
 VISIT_TIMEOUT_S = 100.0
@@ -38,8 +38,10 @@ CARRIERS = {
     "encrypted": "",
     "in the clear, with reuse": "tls=0&reuse=1",
     "encrypted, with reuse": "reuse=1",
+    "in the clear, shared": "tls=0&mux=1",
+    "encrypted, shared": "mux=1",
 }
-QUICK = ("in the clear, with reuse", "encrypted", "encrypted, with reuse")
+QUICK = ("in the clear, with reuse", "encrypted", "in the clear, shared", "encrypted, shared")
 
 
 class MixedLoad:

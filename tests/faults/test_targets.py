@@ -183,7 +183,7 @@ def test_a_visitor_without_a_data_connection_is_closed_after_the_queue_timeout(
     Seen to fail: without that limit the visitor waits for as long as the fault lasts.
     """
     pair = hosts.pair(
-        harness, direction=direction, both="min_pool_capacity=2&max_pool_capacity=2&report_interval=4s"
+        harness, direction=direction, both="min_pool_capacity=2&max_pool_capacity=2&report_interval=4s&mux=0"
     ).wait_up()
     wait_until(lambda: pair.server.tunnel()["pool"]["idle"] == 2, within=5, what="the pool is full")
     link = pair.server.tunnel()["link"]

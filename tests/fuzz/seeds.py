@@ -50,6 +50,7 @@ from tunnel.protocol.frames import (
     VisitorFailed,
 )
 from tunnel.protocol.handshake_messages import Challenge, Refusal
+from tunnel.protocol.lane_frames import CREDIT, LaneKind, encode_lane_frame
 from tunnel.protocol.payloads import FrameMessage
 from tunnel.protocol.preface import encode_preface
 from tunnel.protocol.proxy_header import SIGNATURE, crc32c, encode_header
@@ -201,6 +202,26 @@ def _records() -> Seeds:
     yield "after-the-end", b"\0" + b"".join(sealed) + end + end
 
 
+def _lanes() -> Seeds:
+    opened = encode_lane_frame(1, LaneKind.OPEN, pack_address(("192.0.2.1", 40000)))
+    content = encode_lane_frame(1, LaneKind.DATA, b"first") + encode_lane_frame(1, LaneKind.DATA, b"x" * 200)
+    end = encode_lane_frame(1, LaneKind.END)
+    credit = encode_lane_frame(1, LaneKind.CREDIT, CREDIT.pack(16384))
+    yield "whole", b"\0" + opened + content + end
+    yield "byte-by-byte", b"\1" + opened + content + end
+    yield (
+        "two-lanes",
+        b"\0" + opened + encode_lane_frame(2, LaneKind.OPEN) + content + encode_lane_frame(2, LaneKind.RESET),
+    )
+    yield "credit", b"\x20" + opened + credit + encode_lane_frame(0, LaneKind.CREDIT, CREDIT.pack(1))
+    yield "after-the-end", b"\0" + opened + end + content
+    yield "cut-off", b"\x20" + opened + content[:-1]
+    yield "unknown", b"\0" + opened + b"\0\0\0\1\x07\0\0"
+    yield "last", b"\0" + encode_lane_frame(0, LaneKind.LAST) + opened
+    yield "moved", b"\0" + opened + content + encode_lane_frame(1, LaneKind.MOVED, bytes(7) + b"\x09")
+    yield "of-the-egress", b"\1" + encode_lane_frame(1, LaneKind.WANTED) + encode_lane_frame(1, LaneKind.FAILED, b"why")
+
+
 def _datagrams() -> Seeds:
     stream = encode_datagrams((b"first", b"", b"x" * 300, b"last"))
     yield "whole", b"\0" + stream
@@ -280,6 +301,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         ("handshake", _handshake()),
         ("preface", _preface()),
         ("records", _records()),
+        ("lanes", _lanes()),
         ("datagrams", _datagrams()),
         ("link_datagrams", _link_datagrams()),
         ("proxy_header", _proxy_headers()),

@@ -13,7 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 from orchestrator.authoring import frp, nodepass, rathole
 from orchestrator.authoring.draft import Draft, write_file
@@ -32,6 +32,7 @@ from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership
 from orchestrator.mqtt.payloads import DaemonRun, ResponsePayload, StatusPayload
 from orchestrator.mqtt.topics import RESPONSE, STATE, HostTopics, ParsedTopic, parse
 from orchestrator.table import format_table
+from tunnel.forwarding.lanes import Lane
 from tunnel.model.errors import InvalidValueError, OptionError, UrlError
 from tunnel.model.limits import ConfiguredLimits, Limits
 from tunnel.model.options import OptionLayer, format_options, make_spec
@@ -57,6 +58,7 @@ from tunnel.protocol.handshake_messages import Challenge, Hello, Refusal, Welcom
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.http_check import read_status
 from tunnel.protocol.keys import BaseKey
+from tunnel.protocol.lane_frames import WINDOW_BYTES, LaneDecoder, LaneFrame, LaneKind, encode_lane_frame
 from tunnel.protocol.preface import PREFACE_SIZE, check_preface, decode_preface, encode_preface
 from tunnel.protocol.proxy_header import ProxyHeaderError, encode_header, parse_header
 from tunnel.protocol.records import MAX_RECORD_BYTES, LinkKeys, RecordDirection, RecordError, RecordReader
@@ -78,6 +80,7 @@ MAX_INPUT_BYTES: Final = {
     "handshake": 2100,
     "preface": 200,
     "records": 600,
+    "lanes": 600,
     "datagrams": 600,
     "link_datagrams": 600,
     "proxy_header": 600,
@@ -296,6 +299,59 @@ def data_records(data: bytes) -> None:
             assert genuine.startswith(opened), "bytes that nobody has sealed"
             assert len(reader.rest) < MAX_RECORD_BYTES, "an incomplete record grows"
         assert not reader.has_ended or opened == genuine, "a stream that is not whole was taken for complete"
+
+
+class _LaneOwner:
+    """A shared connection that sends nothing."""
+
+    ident = 7
+    is_congested = False
+
+    def __init__(self) -> None:
+        self.lanes: dict[int, Lane] = {}
+        self.sent: list[bytes] = []
+
+    def send(self, frame: bytes) -> None:
+        """Keep a frame."""
+        self.sent.append(frame)
+
+    def forget(self, lane: Lane) -> None:
+        """Forget a lane."""
+        self.lanes.pop(lane.number, None)
+
+
+def lanes(data: bytes) -> None:
+    """The frames of a shared connection, which arrive in parts of a size, and the lanes that they open."""
+    if not data:
+        return
+    size, stream = data[0] or 256, data[1:]
+    decoder, owner, found = LaneDecoder(is_ingress=bool(size & 1)), _LaneOwner(), list[LaneFrame]()
+    with contextlib.suppress(ProtocolError):
+        for at in range(0, len(stream), size):
+            found += decoder.feed(stream[at : at + size])
+    again = b"".join(encode_lane_frame(number, LaneKind(kind), payload) for number, kind, payload in found)
+    assert stream.startswith(again), "frames that the stream does not have"
+    for number, kind, payload in found:
+        if kind == LaneKind.OPEN:
+            owner.lanes[number] = Lane(cast("Any", owner), number, payload)
+        elif (lane := owner.lanes.get(number)) is not None:
+            _feed_lane(lane, kind, payload)
+    assert not owner.sent, "a lane without a relay has answered"
+
+
+def _feed_lane(lane: Lane, kind: int, payload: bytes) -> None:
+    """Pass a frame to a lane that no relay has yet: it keeps a window of bytes at most."""
+    if kind == LaneKind.DATA and lane.may_receive:
+        is_allowed = lane.receive(payload)
+        assert not is_allowed or lane.received <= WINDOW_BYTES, "more than a window is kept"
+    elif kind == LaneKind.END and lane.may_receive:
+        lane.receive_end()
+    elif kind == LaneKind.RESET:
+        lane.receive_reset()
+    elif kind == LaneKind.MOVED:
+        lane.receive_move()
+    elif kind == LaneKind.CREDIT:
+        assert not lane.receive_credit(int.from_bytes(payload)), "credit for what was not sent"
 
 
 def datagrams(data: bytes) -> None:
@@ -570,6 +626,7 @@ TARGETS: Final[dict[str, Target]] = {
     "handshake": handshake,
     "preface": preface,
     "records": data_records,
+    "lanes": lanes,
     "datagrams": datagrams,
     "link_datagrams": link_datagrams,
     "proxy_header": proxy_header,

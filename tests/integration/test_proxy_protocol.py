@@ -108,7 +108,7 @@ def assert_visitor_is_seen(pair: Pair, receiver: Receiver, *, has_id: bool) -> N
     assert address == f"{VISITOR}:{port}"
     if has_id:
         link = pair.server.tunnel()["link"]
-        assert re.fullmatch(rf"{link}-\d+", ident), (link, ident)
+        assert re.fullmatch(rf"{link}-\d+(\.\d+)?", ident), (link, ident)
     else:
         assert ident == "-"
 

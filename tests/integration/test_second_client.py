@@ -16,7 +16,6 @@ from tests.support.ports import free_port
 from tests.support.processes import running_harness
 from tests.support.scale import GUARD_S
 from tests.support.second_client import (
-    ClearConnection,
     ClientOptions,
     ClientRefusedError,
     EncryptedConnection,
@@ -25,6 +24,7 @@ from tests.support.second_client import (
     echo_upper_case,
     reset,
 )
+from tests.support.second_lanes import Stream
 from tests.support.waiting import wait_until_async
 
 TEXT_KEY = "Zq7Wm2Rk9xTv4Lp8"
@@ -68,6 +68,13 @@ def tunnels_of_server(key: str) -> dict[str, ServedTunnel]:
     }
 
 
+def echo(sock: socket.socket) -> None:
+    """Be a target that echoes."""
+    while part := sock.recv(1 << 16):
+        sock.sendall(part)
+    sock.shutdown(socket.SHUT_WR)
+
+
 @pytest.fixture(scope="module")
 def tunnels(tmp_path_factory: pytest.TempPathFactory) -> Generator[dict[str, ServedTunnel]]:
     """Start one server process with all tunnels."""
@@ -75,7 +82,7 @@ def tunnels(tmp_path_factory: pytest.TempPathFactory) -> Generator[dict[str, Ser
         keygen = harness.start_command("keygen")
         assert keygen.wait_exit() == 0
         tunnels = tunnels_of_server(keygen.stdout_text().strip())
-        target = harness.start_target()
+        target = harness.start_target(echo)
         server = harness.start_daemon({name: tunnel.url(target.address) for name, tunnel in tunnels.items()})
         for name in tunnels:
             server.wait_state("waiting", name=name)
@@ -90,7 +97,7 @@ def tunnel(request: pytest.FixtureRequest, tunnels: dict[str, ServedTunnel]) -> 
 
 @contextlib.asynccontextmanager
 async def serving(
-    tunnel: ServedTunnel, serve: Callable[[ClearConnection], Awaitable[None]] = echo_upper_case
+    tunnel: ServedTunnel, serve: Callable[[Stream], Awaitable[None]] = echo_upper_case
 ) -> AsyncGenerator[SecondClient]:
     """Connect a second client, and wait until the server has a data connection of this client."""
     options = replace(tunnel.client, serve=serve)
@@ -188,7 +195,7 @@ async def test_two_hundred_kilobytes_arrive_unchanged(tunnel: ServedTunnel) -> N
 
 
 async def test_an_answer_that_starts_after_the_visitors_end_arrives(tunnel: ServedTunnel) -> None:
-    async def answer_at_the_end(connection: ClearConnection) -> None:
+    async def answer_at_the_end(connection: Stream) -> None:
         request = b""
         while content := await connection.receive():
             request += content
@@ -202,7 +209,7 @@ async def test_an_answer_that_starts_after_the_visitors_end_arrives(tunnel: Serv
 async def test_a_visitor_may_send_after_the_clients_end(tunnel: ServedTunnel) -> None:
     received = bytearray()
 
-    async def end_at_once(connection: ClearConnection) -> None:
+    async def end_at_once(connection: Stream) -> None:
         await connection.send(b"220 ready\r\n")
         await connection.end()
         while content := await connection.receive():
@@ -233,7 +240,7 @@ async def test_a_visitors_reset_reaches_the_client_as_a_reset(tunnel: ServedTunn
 
 
 async def test_a_reset_of_the_client_reaches_the_visitor_as_a_reset(tunnel: ServedTunnel) -> None:
-    async def reset_at_once(connection: ClearConnection) -> None:
+    async def reset_at_once(connection: Stream) -> None:
         raise ConnectionAbortedError
 
     async with serving(tunnel, reset_at_once):
@@ -252,7 +259,7 @@ async def test_a_reset_of_the_client_reaches_the_visitor_as_a_reset(tunnel: Serv
 async def test_a_record_with_a_flipped_bit_resets_the_visitor_and_is_not_delivered(
     tunnels: dict[str, ServedTunnel], place: int
 ) -> None:
-    async def answer_damaged(connection: ClearConnection) -> None:
+    async def answer_damaged(connection: Stream) -> None:
         assert isinstance(connection, EncryptedConnection)
         request = await connection.receive()
         record = bytearray(connection.sealer.seal(request.upper()))
@@ -268,9 +275,10 @@ async def test_a_record_with_a_flipped_bit_resets_the_visitor_and_is_not_deliver
 async def test_an_encrypted_stream_that_ends_without_its_record_resets_the_visitor(
     tunnels: dict[str, ServedTunnel],
 ) -> None:
-    async def end_without_a_record(connection: ClearConnection) -> None:
+    async def end_without_a_record(connection: Stream) -> None:
         await connection.send(await connection.receive())
-        connection.writer.write_eof()
+        assert isinstance(connection, EncryptedConnection)
+        connection.show_end()
         await connection.receive()
 
     tunnel = tunnels["encrypted"]

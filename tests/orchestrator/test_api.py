@@ -119,6 +119,15 @@ async def test_one_of_several_targets_is_drained_and_started_again(harness: ApiH
     assert harness.state("web") is State.UP
 
 
+async def test_each_link_says_how_many_visitors_share_a_data_connection(harness: ApiHarness) -> None:
+    known = LinkView(id="a1", peer="h:1", state=LinkState.UP, visitors=3, lanes=2, since="2026-01-01T00:00:00Z")
+    harness.engines.last("web").links = (known, replace(known, id="b2", lanes=0), replace(known, id="c3", lanes=None))
+    shown = (await harness.request("GET", "/v1/tunnels/web")).json["links"]
+    assert [(link["visitors"], link["lanes"]) for link in shown] == [(3, 2), (3, 0), (3, None)]
+    schema = (await harness.request("GET", "/openapi.json")).json["components"]["schemas"]["Link"]
+    assert schema["properties"]["lanes"]["type"] == ["integer", "null"]
+
+
 async def test_one_of_several_links_is_drained_and_started_again(harness: ApiHarness) -> None:
     engine = harness.engines.last("web")
     up = LinkView(id="a1", peer="h:1", state=LinkState.UP, visitors=1, since="2026-01-01T00:00:00Z")

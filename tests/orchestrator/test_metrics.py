@@ -17,6 +17,7 @@ from tunnel.model.snapshot import (
     BytesView,
     ConnectionsView,
     CountersView,
+    LinkView,
     RateLimitsView,
     RefusedView,
     SignalsView,
@@ -131,6 +132,15 @@ def test_the_daemon_has_metrics_of_its_own() -> None:
 
 def test_an_unknown_value_has_no_sample() -> None:
     assert not [name for name, _ in samples(snapshot(rtt_ms=None)) if "rtt" in name]
+
+
+@pytest.mark.parametrize(("lanes", "value"), [((), None), ((None,), None), ((0,), 0), ((2, None), 2), ((2, 3), 5)])
+def test_visitors_that_share_data_connections_are_counted(lanes: tuple[int | None, ...], value: int | None) -> None:
+    links = tuple(
+        LinkView(id=str(number), peer="h:1", state="up", lanes=count, since="") for number, count in enumerate(lanes)
+    )
+    found = samples(snapshot(direction="reverse", links=links))
+    assert found.get(("tunnel_lanes", ("reverse", "server", "web"))) == value
 
 
 def test_targets_of_a_group_are_counted_by_state() -> None:

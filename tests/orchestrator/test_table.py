@@ -205,7 +205,8 @@ def test_a_server_with_several_clients_shows_how_many_can_serve() -> None:
     shown = tunnel("web", State.UP)
     one: LinkJson = {
         "id": "1", "client": None, "peer": "h:1", "state": "up", "reason": None, "weight": 1, "backup": False,
-        "pool": 8, "rtt_ms": None, "udp_carrier": None, "udp_reason": None, "visitors": 0, "since": shown["since"],
+        "pool": 8, "rtt_ms": None, "udp_carrier": None, "udp_reason": None, "visitors": 0, "lanes": None,
+        "since": shown["since"],
     }  # fmt: skip
     shown["links"] = [one, {**one, "state": "cooldown"}]
     heading, *_, last = format_table([*TUNNELS, shown], columns=None, paint=PLAIN).split("\n")
@@ -229,7 +230,8 @@ def test_a_tunnel_of_udp_shows_how_datagrams_travel() -> None:
     shown = tunnel("dns", State.UP)
     one: LinkJson = {
         "id": "1", "client": None, "peer": "h:1", "state": "up", "reason": None, "weight": 1, "backup": False,
-        "pool": 8, "rtt_ms": None, "udp_carrier": "stream", "udp_reason": None, "visitors": 0, "since": shown["since"],
+        "pool": 8, "rtt_ms": None, "udp_carrier": "stream", "udp_reason": None, "visitors": 0, "lanes": None,
+        "since": shown["since"],
     }  # fmt: skip
     shown["links"] = [one, {**one, "udp_carrier": "datagram"}]
     heading, *_, last = format_table([*TUNNELS, shown], columns=20, paint=PLAIN, is_wide=True).split("\n")

@@ -104,6 +104,8 @@ class Tunnel:
         if is_server and (self.shares_port or self.is_published):
             data_port, reuses = "random", reuses is (variant % 2 == 0)
         options = f"{_OPTIONS}&tls={int(self.encrypted)}&reuse={int(reuses)}"
+        if self.has_visitor_options and not (self.is_published or self.has_udp):
+            options += "&mux=0"  # the others share connections
         is_ingress = is_server == (self.direction == "reverse")
         ports = (self.visitor_address[1],) if is_ingress else self.target_ports
         where = ",".join(f"127.0.0.1:{port}" for port in ports)

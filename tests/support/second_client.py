@@ -19,15 +19,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.support import second_codec as codec
-from tests.support.second_codec import DamagedStreamError, HostPort, RecordCipher
-
-
-class ServerFaultError(Exception):
-    """The server sent something that the page does not allow."""
+from tests.support.second_codec import (
+    CutOffStreamError,
+    DamagedStreamError,
+    HostPort,
+    RecordCipher,
+    ServerFaultError,
+)
+from tests.support.second_lanes import Lane, SharedConnection, Stream
 
 
 class ClientRefusedError(Exception):
     """The server refused the handshake; the message is the sentence that it sent."""
+
+
+class CannotServeError(Exception):
+    """A visitor cannot be served; the message is the reason."""
 
 
 # Data connections
@@ -49,12 +56,24 @@ class ClearConnection:
 
     async def send(self, content: bytes) -> None:
         """Send bytes of the stream, at most MAX_CONTENT_BYTES."""
+        self.write(content)
+        await self.drain()
+
+    def write(self, content: bytes) -> None:
+        """Send bytes of the stream without waiting, at most MAX_CONTENT_BYTES."""
         self._sent_bytes += len(content)
         self.writer.write(content)
+
+    async def drain(self) -> None:
+        """Wait until more bytes can be sent."""
         await self.writer.drain()
 
     async def end(self) -> None:
         """Announce the end of this direction. The socket stays open: the server closes first."""
+        self.announce_end()
+
+    def announce_end(self) -> None:
+        """Send ENDED, which a server accepts with and without encryption."""
         self._client.send_frame(codec.ENDED, struct.pack(">QQ", self.number, self._sent_bytes))
 
     async def close(self) -> None:
@@ -62,9 +81,22 @@ class ClearConnection:
         await self.reader.read()
         self.writer.close()
 
+    def show_end(self) -> None:
+        """Show the end of the socket."""
+        self.writer.write_eof()
+
+    def close_socket(self) -> None:
+        """Close the socket without waiting."""
+        self.writer.close()
+
     def reset(self) -> None:
         """Close the socket so that the server receives a RST."""
         reset(self.writer)
+
+    def refuse(self, reason: str) -> None:
+        """Say that the visitor cannot be served, and close the socket."""
+        self._client.send_frame(codec.FAILED, self.number.to_bytes(8, "big") + reason.encode())
+        self.writer.close()
 
 
 class EncryptedConnection(ClearConnection):
@@ -79,22 +111,24 @@ class EncryptedConnection(ClearConnection):
 
     async def receive(self) -> bytes:
         try:
-            header = await self.reader.readexactly(5)
+            if not (header := await self.reader.read(1)):
+                raise CutOffStreamError("the stream has no end record")
+            header += await self.reader.readexactly(4)
             length = int.from_bytes(header[3:], "big")
             if header[:3] != b"\x17\3\3" or not 18 <= length <= 16401:
                 raise DamagedStreamError("a header that is not allowed")
             kind, content = self.opener.open(header, await self.reader.readexactly(length))
         except asyncio.IncompleteReadError as error:
-            raise DamagedStreamError("the stream has no end record") from error
+            raise DamagedStreamError("the socket ends inside a record") from error
         if kind == codec.END and content == codec.CLOSE_NOTIFY:
             return b""
         if kind != codec.DATA or not content:
             raise DamagedStreamError("a record of an unknown type, or without content")
         return content
 
-    async def send(self, content: bytes) -> None:
+    def write(self, content: bytes) -> None:
+        self._sent_bytes += len(content)
         self.writer.write(self.sealer.seal(content))
-        await self.writer.drain()
 
     async def end(self) -> None:
         self.writer.write(self.sealer.seal_end())
@@ -114,7 +148,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
 
-async def echo_upper_case(connection: ClearConnection) -> None:
+async def echo_upper_case(connection: Stream) -> None:
     """Serve a visitor: send back every byte in upper case, then the end of the stream."""
     while content := await connection.receive():
         await connection.send(content.upper())
@@ -133,7 +167,8 @@ class ClientOptions:
     tls: int = 1
     mode: str = "auto"
     pool: int = 4
-    serve: Callable[[ClearConnection], Awaitable[None]] = echo_upper_case
+    mux: bool = False
+    serve: Callable[[Stream], Awaitable[None]] = echo_upper_case
 
 
 class SecondClient:
@@ -145,7 +180,9 @@ class SecondClient:
         self._server, self._options = server, options
         self._reader, self._writer = reader, writer
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections: dict[int, ClearConnection] = {}
+        self.connections: dict[int, ClearConnection] = {}
+        self.shared: dict[int, SharedConnection] = {}
+        self.lanes: list[Lane] = []
         self._last_number = 0
         self.secret = b""
         self.welcome: dict[str, Any] = {}
@@ -178,7 +215,7 @@ class SecondClient:
         options = self._options
         return {
             "version": 2,
-            "features": [],
+            "features": ["mux"] if options.mux else [],
             "nonce": os.urandom(32).hex(),
             "service": options.service,
             "instance": os.urandom(8).hex(),
@@ -201,8 +238,9 @@ class SecondClient:
         return kind, await self._reader.readexactly(length)
 
     def send_frame(self, kind: int, payload: bytes) -> None:
-        """Send a frame on the control channel."""
-        self._writer.write(codec.encode_frame(kind, payload))
+        """Send a frame on the control channel, if that is open."""
+        if not self._writer.is_closing():
+            self._writer.write(codec.encode_frame(kind, payload))
 
     def start(self) -> None:
         """Handle frames, and fill the pool."""
@@ -227,7 +265,7 @@ class SecondClient:
         reader, writer = await asyncio.open_connection(self._server[0], port)
         writer.write(codec.encode_preface(bytes.fromhex(self.welcome["link"]), number, self.secret))
         kind = EncryptedConnection if self.welcome["carrier"] == "encrypted" else ClearConnection
-        self._connections[number] = kind(self, number, reader, writer)
+        self.connections[number] = kind(self, number, reader, writer)
 
     async def _handle_frames(self) -> None:
         while True:
@@ -241,24 +279,76 @@ class SecondClient:
             elif kind == codec.LAUNCH:
                 for number, visitor in codec.decode_launches(payload):
                     self.visitors.append(visitor)
-                    self._start_task(self._serve(self._connections[number]))
+                    self._start_task(self._serve(self.connections[number]))
                     self._start_task(self._dial())
+            elif kind == codec.SHARED:
+                self._share(self.connections[int.from_bytes(payload, "big")], self._serve_lane)
+                self._start_task(self._dial())
+            elif kind == codec.FAILED:
+                self._handle_failed(int.from_bytes(payload[:8], "big"), payload[8:].decode())
             elif kind == codec.BYE:
                 raise ServerFaultError(f"the server closes the link: {payload.decode()}")
 
-    async def _serve(self, connection: ClearConnection) -> None:
+    def _handle_failed(self, number: int, reason: str) -> None:
+        failure = ConnectionAbortedError(reason)
+        for lane in self.lanes:
+            if lane.carrier and lane.carrier.number == number:
+                lane.fail(failure)
+        self.failures.append(failure)
+
+    def _share(self, carrier: ClearConnection, accept: Callable[[Lane], None] | None = None) -> SharedConnection:
+        shared = self.shared[carrier.number] = SharedConnection(carrier, self, accept)
+        self._start_task(shared.run())
+        return shared
+
+    def _serve_lane(self, lane: Lane) -> None:
+        self.lanes.append(lane)
+        self.visitors.append(lane.visitor)
+        self._start_task(self._serve(lane))
+
+    async def _serve(self, connection: Stream) -> None:
         try:
             await self._options.serve(connection)
             await connection.close()
+        except CannotServeError as error:
+            connection.refuse(str(error))
         except (OSError, DamagedStreamError):
             connection.reset()
             raise
 
-    async def launch(self, visitor: HostPort | None) -> ClearConnection:
-        """Use an idle connection for a visitor. The direction has to be forward, where this client is the ingress."""
+    def claim_connection(self, number: int) -> ClearConnection | None:
+        """Return a data connection that the ingress has taken out of the pool, if it is there, and dial another one."""
+        self._start_task(self._dial())
+        return self.connections.get(number)
+
+    async def take_connection(self) -> ClearConnection:
+        """Take a data connection out of the pool. The direction has to be forward: this client is the ingress."""
         number = await self.pooled.get()
-        self.send_frame(codec.LAUNCH, codec.encode_launch(number, visitor))
-        return self._connections[number]
+        self._start_task(self._dial())
+        return self.connections[number]
+
+    async def launch(self, visitor: HostPort | None) -> ClearConnection:
+        """Use an idle connection for a visitor."""
+        connection = await self.take_connection()
+        self.send_frame(codec.LAUNCH, codec.encode_launch(connection.number, visitor))
+        return connection
+
+    async def share(self) -> SharedConnection:
+        """Use an idle connection for lanes."""
+        shared = self._share(await self.take_connection())
+        shared.announce()
+        await shared.wait_promised()
+        return shared
+
+    def open(self, shared: SharedConnection, visitor: HostPort | None = None) -> Lane:
+        """Open the next lane for a visitor."""
+        lane = shared.open(visitor)
+        self.lanes.append(lane)
+        return lane
+
+    def close_link(self) -> None:
+        """Close the control channel alone."""
+        self._writer.close()
 
     async def close(self) -> None:
         """Close the link and all connections."""
@@ -266,7 +356,7 @@ class SecondClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for writer in [self._writer, *(connection.writer for connection in self._connections.values())]:
+        for writer in [self._writer, *(connection.writer for connection in self.connections.values())]:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()

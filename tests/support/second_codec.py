@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 CHALLENGE, HELLO, WELCOME, REFUSED, PROOF = 0x01, 0x02, 0x03, 0x04, 0x05
 PING, PONG = 0x10, 0x11
-LAUNCH, POOLED, BYE, ENDED = 0x20, 0x22, 0x27, 0x29
+LAUNCH, FAILED, POOLED, BYE, ENDED = 0x20, 0x21, 0x22, 0x27, 0x29
+SHARED = 0x2F
 DATA, END = 23, 21
 CLOSE_NOTIFY = b"\1\0"
 TO_SERVER, TO_CLIENT = 0, 1
@@ -28,6 +29,14 @@ HostPort = tuple[str, int]
 
 class DamagedStreamError(Exception):
     """A record is damaged, misplaced or missing; the stream must be reset."""
+
+
+class CutOffStreamError(DamagedStreamError):
+    """The socket has ended between two records."""
+
+
+class ServerFaultError(Exception):
+    """The server sent something that the page does not allow."""
 
 
 # Keys
@@ -95,11 +104,15 @@ def decode_launches(payload: bytes) -> list[tuple[int, HostPort | None]]:
     while payload:
         number, length = struct.unpack(">QB", payload[:9])
         body, payload = payload[9 : 9 + length], payload[9 + length :]
-        visitor = None
-        if length in (6, 18):
-            visitor = str(ipaddress.ip_address(body[2:])), int.from_bytes(body[:2], "big")
-        launches.append((number, visitor))
+        launches.append((number, decode_address(body)))
     return launches
+
+
+def decode_address(body: bytes) -> HostPort | None:
+    """Return an address without its length, or None if that is not known or of a later version."""
+    if len(body) not in (6, 18):
+        return None
+    return str(ipaddress.ip_address(body[2:])), int.from_bytes(body[:2], "big")
 
 
 def encode_preface(link: bytes, number: int, secret: bytes) -> bytes:

@@ -234,7 +234,10 @@ def test_details_show_the_targets_of_a_group() -> None:
 
 
 def test_details_show_the_links_of_a_server_with_several_clients() -> None:
-    plain = {"state": "up", "reason": None, "weight": 1, "backup": False, "visitors": 0, "pool": 8, "rtt_ms": None}
+    plain = {
+        "state": "up", "reason": None, "weight": 1, "backup": False, "visitors": 0, "lanes": None, "pool": 8,
+        "rtt_ms": None,
+    }  # fmt: skip
     links = [
         {**plain, "id": "1", "client": "site-a", "peer": "10.0.0.1:5", "weight": 2, "visitors": 1, "rtt_ms": 0.42},
         {**plain, "id": "2", "client": None, "peer": "10.0.0.2:6", "state": "cooldown", "backup": True},
@@ -251,13 +254,19 @@ def test_details_show_the_links_of_a_server_with_several_clients() -> None:
 
 
 def test_details_show_each_server_of_a_client_with_its_link() -> None:
-    link = {"id": "1", "client": None, "peer": "10.0.0.1:1", "state": "up", "visitors": 1, "pool": 8, "rtt_ms": 0.42}
+    link = {
+        "id": "1", "client": None, "peer": "10.0.0.1:1", "state": "up", "visitors": 1, "lanes": 0, "pool": 8,
+        "rtt_ms": 0.42,
+    }  # fmt: skip
     servers = [
         {"address": "a:1", "state": "up", "reason": None, "link": "1", "weight": 1, "backup": False},
         {"address": "b:1", "state": "cooldown", "reason": "it refused", "link": None, "weight": 2, "backup": True},
     ]
     shown = texts(detail_lines(view(tunnel("a", links=[link], servers=servers)).tunnels["a"], None, 200, 0.0, 0.0))
-    assert "servers  a:1 up, link 1, 1 visitor, 8 idle, 0.4 ms; b:1 cooldown, weight 2, backup, it refused" in shown
+    assert (
+        "servers  a:1 up, link 1, 1 visitor, 0 in lanes, 8 idle, 0.4 ms; b:1 cooldown, weight 2, backup, it refused"
+        in shown
+    )
     assert "links " not in shown
     assert "servers" not in texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 120, 0.0, 0.0))
 
@@ -272,9 +281,29 @@ def test_details_show_each_server_of_a_client_with_its_link() -> None:
     ],
 )
 def test_details_show_how_udp_travels(carrier: str | None, reason: str | None, text: str) -> None:
-    links = [{"id": "1", "udp_carrier": carrier, "udp_reason": reason}]
+    links = [{"id": "1", "udp_carrier": carrier, "udp_reason": reason, "lanes": None}]
     shown = texts(detail_lines(view(tunnel("a", proto="udp", links=links)).tunnels["a"], None, 120, 0.0, 0.0))
     assert re.search(rf"protocol {re.escape(text)} *$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "text"),
+    [
+        ([], "3/1024 now, 7 in total"),
+        ([None], "3/1024 now, 7 in total"),
+        ([0], "3/1024 now, 0 in lanes, 7 in total"),
+        ([2, None, 1], "3/1024 now, 3 in lanes, 7 in total"),
+    ],
+)
+def test_details_show_how_many_visitors_share_data_connections(lanes: list[int | None], text: str) -> None:
+    plain = {
+        "client": None, "peer": "h:1", "state": "up", "weight": 1, "backup": False, "udp_carrier": None,
+        "visitors": 1, "pool": 8, "rtt_ms": None,
+    }  # fmt: skip
+    links = [{**plain, "id": str(number), "lanes": count} for number, count in enumerate(lanes)]
+    connections = {"active": 3, "total": 7, "failed": 0, "limit": 1024}
+    shown_tunnel = view(tunnel("a", links=links, connections=connections)).tunnels["a"]
+    assert f"visitors {text}" in texts(detail_lines(shown_tunnel, None, 120, 0.0, 0.0))
 
 
 def test_details_say_that_visitors_speak_udp() -> None:

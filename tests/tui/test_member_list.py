@@ -26,7 +26,7 @@ def link(ident: str, **changes: Any) -> Any:  # noqa: ANN401  fields of the API'
     return {
         "id": ident, "client": "site-a", "peer": "192.0.2.7:4000", "state": "up", "reason": None, "weight": 1,
         "backup": False, "pool": 8, "rtt_ms": 0.4, "udp_carrier": None, "udp_reason": None, "visitors": 3,
-        "since": "2026-01-01T12:00:00.000Z", **changes,
+        "lanes": None, "since": "2026-01-01T12:00:00.000Z", **changes,
     }  # fmt: skip
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tunnel.engine.link_sharing import LinkSharing
+from tunnel.engine.visitor_source import VisitorSource
 from tunnel.runtime.event_loop import SharedEpollLoop
+
+if TYPE_CHECKING:
+    from tunnel.engine.link import Link
+    from tunnel.engine.pool import DataConnection
+    from tunnel.forwarding.lanes import Lane
 
 _ON_BOTH_LOOPS = {"test_reactor", "test_relays"}  # an embedded engine may run on asyncio's own loop
 
@@ -21,3 +30,23 @@ def pytest_asyncio_loop_factories(
     if item.path.stem in _ON_BOTH_LOOPS:
         factories["nested"] = asyncio.SelectorEventLoop
     return factories
+
+
+@pytest.fixture(params=["data connections", "lanes"])
+def carriage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What carries the visitors of TCP, from the first one on, whatever the round trip is."""
+    carriage: str = request.param
+    is_shared = carriage == "lanes"
+    take = VisitorSource._take
+
+    def take_lane(source: VisitorSource, link: Link, visitor: socket.SocketType) -> DataConnection | Lane | None:
+        if link.sharing.current is None and visitor.type == socket.SOCK_STREAM:
+            source._share(link)
+            for shared in link.sharing._connections.values():
+                shared.promised = 64  # as the egress will say, too
+        return take(source, link, visitor)
+
+    monkeypatch.setattr(LinkSharing, "is_wanted", is_shared)
+    if is_shared:
+        monkeypatch.setattr(VisitorSource, "_take", take_lane)
+    return carriage

@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import tunnel.protocol
 from tests.support import second_codec as codec
+from tests.support import second_lanes as lanes
 
 FILE: Final = Path(tunnel.protocol.__file__).with_name("vectors.json")
-SECTIONS: Final = ("keys", "damaged_keys", "services", "handshakes", "preface", "records", "launch")
+SECTIONS: Final = ("keys", "damaged_keys", "services", "handshakes", "preface", "records", "launch", "lanes")
 """The sections that this module writes; others stay as they are."""
 
 _RANDOM: Final = bytes(range(32))
@@ -36,6 +37,7 @@ _NUMBERS: Final = (1, 258, (1 << 40) + 5)
 _DIRECTIONS: Final = (codec.TO_SERVER, codec.TO_CLIENT)
 _CONTENTS: Final = (b"hello", b"\0")
 _VISITORS: Final = (("192.0.2.1", 40000), ("2001:db8::1", 443), None, ("::ffff:192.0.2.1", 1), ("fe80::1%eth0", 65535))
+_LANE_KINDS: Final = ("OPEN", "DATA", "END", "RESET", "CREDIT", "LAST", "MOVED", "WANTED", "FAILED")
 _TYPES: Final = {"CHALLENGE": 1, "HELLO": 2, "WELCOME": 3, "PROOF": 5}
 
 
@@ -131,6 +133,22 @@ def _launches() -> list[dict[str, object]]:
     ]
 
 
+def _lane_frames() -> list[dict[str, object]]:
+    frames = (
+        (0, "CREDIT", (256).to_bytes(4)), (1, "OPEN", codec.encode_address(("192.0.2.1", 40000))[1:]),
+        (2, "OPEN", b""), (1, "DATA", b"hello"), (1, "CREDIT", (16384).to_bytes(4)), (1, "END", b""),
+        (2, "RESET", b""), (0, "LAST", b""), (2**32 - 1, "DATA", b"\0" * 300), (3, "MOVED", (2**40 + 5).to_bytes(8)),
+        (3, "WANTED", b""), (4, "FAILED", "keine Verbindung möglich".encode()),
+    )  # fmt: skip
+    return [
+        {
+            "lane": lane, "kind": kind, "payload": payload.hex(),
+            "frame": lanes.encode_lane_frame(lane, _LANE_KINDS.index(kind) + 1, payload).hex(),
+        }
+        for lane, kind, payload in frames
+    ]  # fmt: skip
+
+
 def compute_sections() -> dict[str, object]:
     """Return the sections of the file that this module writes."""
     generated = generated_key(_RANDOM)
@@ -153,6 +171,7 @@ def compute_sections() -> dict[str, object]:
             "streams": [_stream(_NUMBERS[2], use, way) for way in _DIRECTIONS for use in (0, 17)],
         },
         "launch": _launches(),
+        "lanes": _lane_frames(),
     }
 
 

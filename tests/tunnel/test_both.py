@@ -25,7 +25,7 @@ from tunnel.engine.visitor_list import list_visitors
 from tunnel.model.address import parse_address
 from tunnel.model.events import Event
 from tunnel.model.networks import NetworkSet, parse_network
-from tunnel.model.spec import DataTls, Direction, LogLevel, Mode, Proto, ProxyVersion
+from tunnel.model.spec import DataTls, Direction, LogLevel, Mode, Mux, Proto, ProxyVersion
 from tunnel.model.state import State
 from tunnel.model.targets import TargetSpec
 from tunnel.protocol.frames import Launch, UdpLaunch
@@ -99,7 +99,7 @@ async def test_visitors_of_both_protocols_are_served_on_one_port(
 
 
 async def test_data_connections_of_tcp_are_used_again_beside_a_flow(shared: EngineContext) -> None:
-    options = BOTH | {"reuse": True, "min_pool_capacity": 2}
+    options = BOTH | {"reuse": True, "min_pool_capacity": 2, "mux": Mux.OFF}
     dialled: set[int] = set()
     async with echo_of_both() as target, udp_pair(shared, target, server=options, client=options) as pair:
         address = visitors_at(pair)

@@ -29,7 +29,8 @@ from tunnel.runtime.datagram_sockets import connect_datagram
 from tunnel.runtime.reactor import Reactor
 
 if TYPE_CHECKING:
-    from tunnel.forwarding.base import ForwardedVisitor
+    from tunnel.forwarding.base import ForwardedVisitor, OwnedConnection
+    from tunnel.forwarding.tcp import Relay
 
 MAX_WAIT_S = 60.0
 """Longer than what follows takes on a busy machine."""
@@ -63,6 +64,12 @@ class Flow:
 
     def on_relay_finished(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
         raise AssertionError("a flow does not give its data connection back")
+
+    def on_relay_moved(self, relay: Relay, data: OwnedConnection) -> None:
+        raise AssertionError("a flow stays on its data connection")
+
+    def on_flows_changed(self, relay: Relay) -> None:
+        raise AssertionError("a flow has no streams of bytes")
 
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         self.errors.append(str(error))

@@ -16,11 +16,13 @@ from tests.support.peers import BlackHole
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import pair, shared, spec, visit, visitors_address
+from tunnel.carriers import create_carrier
 from tunnel.engine.context import EngineContext
+from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.single_target import SingleTarget
 from tunnel.engine.target_group import TargetGroup
 from tunnel.model.address import Address
-from tunnel.model.spec import Proto, Role
+from tunnel.model.spec import Carrier, Role
 from tunnel.model.state import State
 from tunnel.model.targets import CHECK_OFF, TargetSpec
 
@@ -34,6 +36,11 @@ async def wait_disconnected(reader: asyncio.StreamReader) -> None:
             assert await reader.read(-1) == b""
 
 
+def _fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.usefixtures("carriage")
 async def test_a_target_that_does_not_accept_in_time_fails_the_visitor(shared: EngineContext) -> None:
     with contextlib.closing(BlackHole()) as hole:
         async with pair(shared, f"127.0.0.1:{hole.port}", dial_timeout=0.05) as (server, client):
@@ -54,11 +61,12 @@ async def test_dials_of_two_links_are_told_apart(shared: EngineContext, *, sever
         owner: Any = SimpleNamespace(reactor=shared.reactor, relays=None, on_targets_changed=lambda: None)
         dialler = (TargetGroup if several else SingleTarget)(owner, Events().event_log(), tunnel)
         links: list[Any] = [object(), object()]
+        pool = Pool(shared.reactor, is_ingress=False, on_connection_lost=lambda _: None, on_crash=_fail)
+        carrier = create_carrier(Carrier.TCP, bytes(32), shared.reactor.scratch, is_client=True)
         pairs = [socket.socketpair() for _ in links]
         for link, (near, _) in zip(links, pairs, strict=True):
             shared.reactor.register(near, lambda _events: None)
-            data: Any = SimpleNamespace(ident=7, sock=near, use=0, visitor_address=b"", events=0, proto=Proto.TCP)
-            dialler.dial(link, data, asyncio.get_running_loop().time())
+            dialler.dial(link, DataConnection(7, near, carrier, pool), asyncio.get_running_loop().time())
         found = [dialler.find(link, 7) for link in links]
         assert [dial is not None and dial.link for dial in found] == links
         assert dialler.close() == 2

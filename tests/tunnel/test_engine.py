@@ -40,7 +40,7 @@ from tunnel.engine.single_target import SingleTarget
 from tunnel.model.address import Address, parse_address
 from tunnel.model.keys import Key, NamedKey
 from tunnel.model.settings import Settings
-from tunnel.model.spec import Carrier, DataTls, Direction, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.spec import Carrier, DataTls, Direction, LogLevel, Mode, Mux, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.protocol.frames import TargetStatus
 from tunnel.protocol.handshake import ServerHandshake
@@ -211,6 +211,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("data_tls", list(DataTls))
 async def test_a_pair_carries_visitors(
@@ -242,7 +243,7 @@ async def test_a_pair_carries_visitors(
 async def test_data_connections_are_used_again_if_both_ends_want_that(
     shared: EngineContext, direction: Direction, data_tls: DataTls, wanted_by: str
 ) -> None:
-    rest: dict[str, Any] = {"data_tls": data_tls, "min_pool_capacity": 2}
+    rest: dict[str, Any] = {"data_tls": data_tls, "min_pool_capacity": 2, "mux": Mux.OFF}
     wants = {"server": wanted_by != "client", "client": wanted_by != "server"}
     reverse = direction is Direction.REVERSE
     dialled: set[int] = set()
@@ -275,6 +276,7 @@ def _is_at_rest(server: RunningEngine, client: RunningEngine, visits: int) -> bo
     return all((count.active, count.total) == (0, visits) for count in counts) and len(pool_of(server)) >= 2
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("direction", list(Direction))
 async def test_subscribers_are_notified_when_the_first_visitor_arrives(
     shared: EngineContext, direction: Direction
@@ -410,6 +412,7 @@ async def test_the_name_of_the_key_in_use_is_shown_at_the_server_alone(shared: E
         assert KEY.reveal() not in repr([shown, *server.events])
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("direction", list(Direction))
 async def test_adding_and_removing_other_keys_disturbs_no_link_and_no_visitor(
     shared: EngineContext, direction: Direction
@@ -429,6 +432,7 @@ async def test_adding_and_removing_other_keys_disturbs_no_link_and_no_visitor(
         assert server.engine.snapshot().link == link
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("replacement", [(), (NamedKey("office", Key("another key of the office")),)])
 async def test_a_revoked_key_loses_its_link_and_its_visitors_at_once(
@@ -450,6 +454,7 @@ async def test_a_revoked_key_loses_its_link_and_its_visitors_at_once(
         assert server.engine.snapshot().link is None
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_visitors_of_a_former_link_of_a_revoked_key_are_disconnected(shared: EngineContext) -> None:
     async with (
         echo() as target,
@@ -580,6 +585,7 @@ async def test_a_closed_engine_does_not_connect_to_its_target_any_more(
         assert not client.events.said("disconnected")
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target, semaphore_limit=2) as (server, client):
         address = visitors_address(server, client)
@@ -606,6 +612,7 @@ async def assert_stays(running: RunningEngine, condition: Callable[[Any], bool])
         await run_loop_turns(1)
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_limits_change_live_without_closing_visitors_or_link(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target, semaphore_limit=1) as (server, client):
         address = visitors_address(server, client)
@@ -647,6 +654,7 @@ async def test_a_visitor_waits_for_a_link_for_a_bounded_time(shared: EngineConte
         assert server.events.said("there was no link for it in 5 s")
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("index", [0, 1])
 async def test_a_drain_lets_visitors_finish_and_serves_no_new_ones(
@@ -675,6 +683,7 @@ async def test_a_drain_lets_visitors_finish_and_serves_no_new_ones(
         assert both[index].state is State.STOPPED
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_a_drain_ends_at_its_time_limit_or_when_the_engine_is_closed(shared: EngineContext) -> None:
     for drain in (True, False):
         async with echo() as target, pair(shared, target) as (server, client):
@@ -709,6 +718,7 @@ async def test_the_orderly_end_of_a_peer_is_no_warning(shared: EngineContext, le
         assert not other.events.said("was lost")
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_relays_outlive_their_link(shared: EngineContext) -> None:
     async with (
         echo() as target,

@@ -13,18 +13,21 @@ from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tunnel.engine.ingress import Ingress
+from tunnel.engine.link_sharing import LinkSharing
 from tunnel.engine.stats import Stats
 from tunnel.engine.tunnel_end import EndParts
-from tunnel.forwarding.tcp import TcpForwarder
+from tunnel.forwarding.tcp_forwarder import TcpForwarder
 from tunnel.model.address import Address
 from tunnel.model.limits import Limits
 from tunnel.model.settings import Settings
+from tunnel.model.spec import Mux
 from tunnel.runtime.datagram_sockets import open_datagram_listener
 from tunnel.runtime.listeners import UDP_VISITORS, VISITORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tunnel.engine.control_channel import ControlChannel
     from tunnel.engine.link import Link
 
 
@@ -55,6 +58,7 @@ class StarvedLink:
         self.channel = SimpleNamespace(peer="192.0.2.1:1")
         self.weight, self.is_backup, self.is_drained = 1, False, False
         self.server, self.is_client, self.is_stopping, self.rank = None, False, False, 0
+        self.sharing = LinkSharing(Mux.ON, cast("ControlChannel", self.channel))
 
     def subscribe_pool_growth(self, callback: Callable[[], None]) -> None:
         """Ignore the callback: the pool never grows."""

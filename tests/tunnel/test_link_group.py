@@ -9,6 +9,7 @@ import pytest
 
 from tunnel.engine.link import Link
 from tunnel.engine.link_group import LinkGroup
+from tunnel.engine.pool import DataConnection
 from tunnel.model.balancer import Balance
 
 
@@ -38,6 +39,10 @@ class LinkStub:
         self.pool = FakePool()
 
 
+def take_idle(link: Link) -> DataConnection | None:
+    return link.pool.acquire()
+
+
 def weights(group: LinkGroup) -> list[int]:
     return [round(member.balance_weight) for member in group._members.values()]
 
@@ -65,7 +70,7 @@ async def test_the_weight_of_a_link_that_starts_slowly_grows_with_each_visitor(m
     group.set_links([first, second])
     for passed_s, weight in ((50.0, 50), (101.0, 100)):
         monkeypatch.setattr(loop, "time", lambda now=start + passed_s: now)
-        assert group.acquire(("192.0.2.9", 1)) is not None
+        assert group.acquire(("192.0.2.9", 1), take_idle) is not None
         assert weights(group) == [100, weight]
 
 
@@ -75,5 +80,5 @@ async def test_a_link_whose_target_is_down_serves_rather_than_a_drained_one_or_o
     down.target_error, drained.is_drained, unweighted.weight = "it refused", True, 0
     links = [cast("Link", each) for each in (down, drained, unweighted)]
     group.set_links(links)
-    found = [group.acquire(("192.0.2.9", port)) for port in range(4)]
+    found = [group.acquire(("192.0.2.9", port), take_idle) for port in range(4)]
     assert [each and each[0] for each in found] == links[:1] * 4

@@ -30,7 +30,7 @@ from tunnel.engine.control_channel import ControlChannel
 from tunnel.engine.link import Link
 from tunnel.engine.server_engine import ServerEngine
 from tunnel.model.keys import Key
-from tunnel.model.spec import Direction, Mode, Role
+from tunnel.model.spec import Direction, Mode, Mux, Role
 from tunnel.model.state import State
 from tunnel.runtime import backoff, listeners
 from tunnel.runtime.name_lookup import SYSTEM_NAMES
@@ -95,7 +95,7 @@ async def test_a_data_port_that_is_closed_later_is_replaced_before_visitors_give
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch, *, is_silent: bool
 ) -> None:
     monkeypatch.setattr(pool_filler, "_SLOW_DIAL_S", 0.1)
-    async with echo() as target, pair(shared, target) as (server, client):
+    async with echo() as target, pair(shared, target, mux=Mux.OFF) as (server, client):
         await round_trip(visitors_address(server))
         (port,) = close_ports(server, listeners.DATA)
         with contextlib.ExitStack() as stack:

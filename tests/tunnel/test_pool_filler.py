@@ -9,7 +9,7 @@ from tests.tunnel.test_engine import RunningEngine, echo, pair, round_trip, shar
 from tunnel.engine import pool_filler
 from tunnel.engine.context import EngineContext
 from tunnel.engine.link import Link
-from tunnel.model.spec import Direction
+from tunnel.model.spec import Direction, Mux
 
 __all__ = ["shared"]  # a fixture, used by name
 
@@ -26,7 +26,7 @@ async def test_connections_are_replaced_at_once_when_few_are_left(
     for name in ("_PAUSE_S", "_SWEEP_INTERVAL_S"):  # neither timer, nor a ping, fills the pool in this test
         monkeypatch.setattr(pool_filler, name, 3600.0)
     monkeypatch.setattr(Link, "_refill", lambda _link: None)
-    async with echo() as target, pair(shared, target, direction) as (server, client):
+    async with echo() as target, pair(shared, target, direction, mux=Mux.OFF) as (server, client):
         await wait_until_async(lambda: is_full(client), "the pool is full")
         for left in range(client.engine.snapshot().pool.idle - 1, 5, -1):
             await round_trip(visitors_address(server, client))

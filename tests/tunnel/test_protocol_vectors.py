@@ -13,10 +13,11 @@ from tunnel.model.errors import InvalidValueError
 from tunnel.model.keys import Key, encode_key
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import DataTls, Mode
-from tunnel.protocol.frames import Launch, encode_launch
+from tunnel.protocol.frames import Launch, Sender, encode_launch
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Challenge, Hello, Welcome
 from tunnel.protocol.keys import BaseKey, compute_base_key, service_key
+from tunnel.protocol.lane_frames import LANE_FRAMES, LaneDecoder, LaneKind, encode_lane_frame
 from tunnel.protocol.preface import check_preface, decode_preface, encode_preface
 from tunnel.protocol.records import (
     HEADER_BYTES,
@@ -153,3 +154,12 @@ def test_launches(vector: Vector) -> None:
     assert Launch.decode(entry).launches == ((vector["id"], address),)
     if visitor is not None:
         assert unpack_address(address) == (visitor[0].removeprefix("::ffff:").partition("%")[0], visitor[1])
+
+
+@pytest.mark.parametrize("vector", VECTORS["lanes"], ids=lambda vector: f"{vector['kind']} {vector['lane']}")
+def test_frames_of_lanes(vector: Vector) -> None:
+    lane, kind, payload = vector["lane"], LaneKind[vector["kind"]], bytes.fromhex(vector["payload"])
+    frame = bytes.fromhex(vector["frame"])
+    assert encode_lane_frame(lane, kind, payload) == frame
+    is_ingress = LANE_FRAMES[kind].sender is Sender.EGRESS
+    assert LaneDecoder(is_ingress=is_ingress).feed(frame) == [(lane, kind, payload)]

@@ -88,6 +88,7 @@ async def send(address: str, content: bytes) -> tuple[str, int]:
         return host, port
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
 @pytest.mark.parametrize("version", [ProxyVersion.V1, ProxyVersion.V2])
 async def test_the_target_is_sent_the_visitors_address_before_its_first_byte(
@@ -108,6 +109,7 @@ async def test_the_target_is_sent_the_visitors_address_before_its_first_byte(
         assert egress.engine.snapshot().bytes.from_visitors == len(content), "the header is not the visitor's"
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_each_visitor_of_a_data_connection_has_an_id_of_its_own_that_both_ends_know(
     shared: EngineContext,
 ) -> None:

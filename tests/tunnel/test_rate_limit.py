@@ -332,6 +332,7 @@ async def shared() -> AsyncIterator[EngineContext]:
             yield parts
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
 @pytest.mark.parametrize("direction", list(Direction))
 async def test_a_limit_at_one_end_holds_both_directions_back_and_changes_live(

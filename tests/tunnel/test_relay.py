@@ -29,7 +29,8 @@ from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
 from tunnel.engine.stats import Stats
 from tunnel.forwarding.flow import Flow, FlowState
-from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits, TcpForwarder
+from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits
+from tunnel.forwarding.tcp_forwarder import TcpForwarder
 from tunnel.model.spec import Carrier
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.records import RecordDirection, RecordReader, RecordWriter
@@ -200,16 +201,20 @@ class RelayChain:
         self.stats = Stats(), Stats()
         self.activity: list[str] = []
         self.closed: list[str] = []
-        links = self.links = tuple(
-            FakeLink(is_client=is_client, delays=has_small_buffers, reuses=reuses) for is_client in (False, True)
-        )
         self.use = int(data_connection is not None)
         self.carrier = carrier
         visitor, near = tcp_pair(small=has_small_buffers)
         target, out = tcp_pair(small=has_small_buffers)
-        far, other_far = data_connection or tcp_pair(small=has_small_buffers)
         self.programs = {"A": Program(visitor), "B": Program(target)}
         self.sets = self._make_sets()
+        self._data_connection, self._reuses = data_connection, reuses
+        self._join(near, out, has_small_buffers=has_small_buffers)
+
+    def _join(self, near: socket.socket, out: socket.socket, *, has_small_buffers: bool) -> None:
+        links = self.links = tuple(
+            FakeLink(is_client=is_client, delays=has_small_buffers, reuses=self._reuses) for is_client in (False, True)
+        )
+        far, other_far = self._data_connection or tcp_pair(small=has_small_buffers)
         for relays, link in zip(self.sets, links, strict=True):
             relays.add_link(link)
         links[1].set_other_end_offset = partial(_set_end_offset, self.sets[0], links[0])
@@ -543,7 +548,7 @@ async def test_a_defect_ends_one_relay_and_is_logged(monkeypatch: pytest.MonkeyP
                 patch.setattr(PlainFlow, "_transfer", fail)
                 first.programs["A"].offered = 10
                 await first.step_until(lambda: not first.ingress_relay.is_open, "the relay is closed")
-            assert first.events.said("an internal error ended relay 7: RuntimeError: a bug")
+            assert first.events.said(f"an internal error ended visitor {first.ingress_relay.id}: RuntimeError: a bug")
             second.programs["A"].offered = 10
             for chain in (first, second):
                 await chain.end()

@@ -20,6 +20,7 @@ from tunnel.engine.relays import RelaySet
 from tunnel.engine.time_limits import TimeLimits
 from tunnel.model.spec import Proto
 from tunnel.model.visitor_end import VisitorEnd
+from tunnel.model.visitors import visitor_id
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import Reactor
 
@@ -52,6 +53,10 @@ class FakeVisitor:
         self.is_freed = False
         self.flows: tuple[Flow, ...] = ()
         self._owner = owner
+
+    @property
+    def id(self) -> str:
+        return visitor_id(self.link.ident, self.ident, self.use)
 
     def start(self, near_events: int | None, far_events: int) -> None: ...
 
@@ -99,6 +104,7 @@ class FakeForwarder:
     def create(
         self, data: UsedConnection, link: RelayLink, near: socket.SocketType, owner: ForwardingOwner
     ) -> FakeVisitor:
+        assert isinstance(data, DataConnection)
         near.close()
         data.sock.close()
         return FakeVisitor(data.ident, link, owner)

@@ -31,7 +31,7 @@ from tests.tunnel.test_engine import (
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
 from tunnel.forwarding.tcp import Relay
-from tunnel.model.spec import DataTls, Direction, Mode, Role, TunnelSpec
+from tunnel.model.spec import DataTls, Direction, Mode, Mux, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.runtime.sockets import NetError
 
@@ -69,6 +69,7 @@ async def greeting_target(word: bytes) -> AsyncIterator[str]:
         listener.close()
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_a_changed_server_takes_over_the_port_without_losing_a_visitor(shared: EngineContext) -> None:
     tunnel = f"127.0.0.1:{free_port()}"
     visitors = f"127.0.0.1:{free_port()}"
@@ -96,6 +97,7 @@ async def test_a_changed_server_takes_over_the_port_without_losing_a_visitor(sha
             await server.wait_end()
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_a_changed_client_keeps_accepting_on_its_port(shared: EngineContext) -> None:
     visitors = f"127.0.0.1:{free_port()}"
     tunnel = f"127.0.0.1:{free_port()}"
@@ -138,7 +140,7 @@ async def test_the_server_is_the_first_to_close_data_connections(
     tls = DataTls.ENCRYPTED if encrypted else DataTls.OFF
     async with (
         echo() if visitor_first else early_closing_target() as target,
-        pair(shared, target, direction, data_tls=tls) as (server, client),
+        pair(shared, target, direction, data_tls=tls, mux=Mux.OFF) as (server, client),
     ):
         data_port = int((server.engine.snapshot().data_addr or "").rpartition(":")[2])
         async with visit(visitors_address(server, client)) as (reader, writer), asyncio.timeout(GUARD_S):
@@ -199,7 +201,7 @@ async def test_what_a_client_announces_before_it_answers_a_goodbye_still_counts(
     shared: EngineContext, data_tls: DataTls
 ) -> None:
     """The end of the target's stream is on its way over the link when the server starts to drain."""
-    async with echo() as target, pair(shared, target, data_tls=data_tls, reuse=True) as (server, client):
+    async with echo() as target, pair(shared, target, data_tls=data_tls, reuse=True, mux=Mux.OFF) as (server, client):
         async with visit(visitors_address(server)) as (reader, writer), asyncio.timeout(GUARD_S):
             writer.write(b"hello")
             assert await reader.readexactly(5) == b"hello"

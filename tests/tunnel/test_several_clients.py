@@ -111,6 +111,7 @@ async def test_a_source_stays_with_its_client(site: Site) -> None:
     assert len(await site.count(9)) == 1
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("site", [{"balance": Balance.LEASTCONN}], indirect=True)
 async def test_the_client_with_the_fewest_visitors_gets_the_next(site: Site) -> None:
     await site.connect("a")
@@ -146,6 +147,7 @@ async def test_a_client_whose_target_cannot_be_reached_gets_no_visitors(site: Si
     assert site.server.events.said("the target 127.0.0.1:1 cannot be reached")
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_the_loss_of_one_client_disturbs_neither_the_other_nor_its_visitors(site: Site) -> None:
     first, _ = await site.connect("a"), await site.connect("b")
     async with AsyncExitStack() as stack:
@@ -245,6 +247,7 @@ async def test_a_drained_link_gets_no_new_visitors_while_there_is_another(site: 
     assert await site.count(2) == {"a": 2}
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("site", [{"balance": Balance.FIRST}], indirect=True)
 async def test_a_visitor_of_which_nothing_was_forwarded_is_served_by_another_client(site: Site) -> None:
     async with echo() as silent:
@@ -260,6 +263,7 @@ async def test_a_visitor_of_which_nothing_was_forwarded_is_served_by_another_cli
     assert (snapshot.counters.redispatched, snapshot.connections.total, snapshot.connections.failed) == (1, 1, 0)
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_visitors_that_have_sent_nothing_yet_may_finish_when_the_server_or_their_client_stops(site: Site) -> None:
     async with echo() as target:
         first, second = await site.connect_to(target, "a"), await site.connect_to(target, "b")
@@ -281,6 +285,7 @@ async def test_visitors_that_have_sent_nothing_yet_may_finish_when_the_server_or
     assert site.server.engine.snapshot().counters.redispatched == 0
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("site", [{"balance": Balance.FIRST}], indirect=True)
 async def test_a_target_that_cannot_be_reached_costs_no_visitor_that_has_sent_nothing(site: Site) -> None:
     await site.connect_to("127.0.0.1:1", "a")
@@ -291,6 +296,7 @@ async def test_a_target_that_cannot_be_reached_costs_no_visitor_that_has_sent_no
     assert snapshot.counters.redispatched >= 1
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_a_visitor_that_no_client_can_serve_is_disconnected(site: Site) -> None:
     for letter in "ab":
         await site.connect_to("127.0.0.1:1", letter)

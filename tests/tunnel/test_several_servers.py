@@ -183,6 +183,7 @@ async def test_a_backup_server_gets_visitors_only_while_no_other_can_serve(serve
     assert await count(client, 3) == {"b": 3}
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_a_server_that_is_gone_leaves_the_others_untouched_and_is_used_again(servers: Servers) -> None:
     client = await servers.client_of("ab")
     where = str(servers.address("b"))
@@ -232,6 +233,7 @@ async def test_without_any_server_the_state_is_a_cooldown_with_a_reason_until_on
         await client.wait_state(UP)
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_another_server_and_one_less_keep_the_link_of_the_rest_and_its_visitors(servers: Servers) -> None:
     client = await servers.client_of("ab")
     await servers.start("c")
@@ -269,6 +271,7 @@ async def test_a_removed_server_that_does_not_answer_the_goodbye_loses_its_link(
     assert client.engine.snapshot().servers == ()
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_the_loss_of_a_link_with_waiting_visitors_gives_them_to_another_server(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +298,7 @@ def servers_target(client: RunningEngine) -> tuple[str, int]:
     return where.host, where.port
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_a_server_that_falls_silent_costs_no_visitor(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     for letter in "abc":
         await servers.start(letter, report_interval=0.1)

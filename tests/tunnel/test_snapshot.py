@@ -80,6 +80,7 @@ CONTRACT = {
             "udp_carrier": "datagram",
             "udp_reason": None,
             "visitors": 3,
+            "lanes": 2,
             "since": "2026-01-01T00:00:00.000Z",
         }
     ],
@@ -160,6 +161,7 @@ def snapshot() -> Snapshot:
                 rtt_ms=0.4,
                 udp_carrier="datagram",
                 visitors=3,
+                lanes=2,
                 since=format_timestamp(1767225600.0),
             ),
         ),

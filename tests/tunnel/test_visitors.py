@@ -35,7 +35,9 @@ from tests.tunnel.test_engine import (
 from tunnel.engine import visitor_list
 from tunnel.engine.context import EngineContext
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
-from tunnel.forwarding.logged import LoggedRelay
+from tunnel.forwarding.flow import Flow
+from tunnel.forwarding.lanes import Lane
+from tunnel.forwarding.tcp import CLOSED_FLOW, Relay
 from tunnel.model.address import parse_address
 from tunnel.model.errors import InvalidValueError
 from tunnel.model.networks import NetworkSet, parse_network
@@ -162,6 +164,7 @@ def _active(running: RunningEngine) -> int:
     return running.engine.snapshot().connections.active
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
 async def test_both_ends_list_a_visitor_with_the_same_id_address_and_bytes(
@@ -185,6 +188,7 @@ async def test_both_ends_list_a_visitor_with_the_same_id_address_and_bytes(
         assert await listed(ingress) == []
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
 @pytest.mark.parametrize("at_ingress", [True, False])
 async def test_a_kick_at_either_end_resets_the_selected_visitors_and_no_other(
@@ -208,6 +212,7 @@ async def test_a_kick_at_either_end_resets_the_selected_visitors_and_no_other(
             assert end.engine.snapshot().counters.kicked == 2
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_a_kick_by_id_means_one_visitor(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target) as (server, client):
         address = visitors_address(server, client)
@@ -237,6 +242,7 @@ async def test_a_waiting_visitor_is_listed_without_id_and_can_be_kicked(shared: 
         writer.transport.abort()
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_a_visitor_whose_target_is_dialled_can_be_kicked_at_the_egress(shared: EngineContext) -> None:
     dead = "192.0.2.1:9"  # TEST-NET-1 (RFC 5737): packets are dropped or refused
     async with running_engine(shared, server_spec("127.0.0.1:0")) as server:
@@ -260,6 +266,7 @@ async def test_an_engine_without_an_end_has_no_visitors() -> None:
     assert await kick_visitors(None, parse_selector("0.0.0.0/0")) == []
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
 async def test_time_limits_change_while_visitors_are_connected(shared: EngineContext, data_tls: DataTls) -> None:
     log = log_of(shared)
@@ -307,6 +314,7 @@ class TargetAnswer:
         writer.close()
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
 @pytest.mark.parametrize("reuse", [False, True])
 async def test_the_log_says_who_closed_a_visitor(shared: EngineContext, data_tls: DataTls, *, reuse: bool) -> None:
@@ -344,6 +352,7 @@ async def test_the_log_says_who_closed_a_visitor(shared: EngineContext, data_tls
         assert dict(log)["server"].end is VisitorEnd.TUNNEL_CLOSED
 
 
+@pytest.mark.usefixtures("carriage")
 @pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
 @pytest.mark.parametrize("resets", [False, True])
 async def test_the_log_says_that_it_was_the_target(shared: EngineContext, data_tls: DataTls, *, resets: bool) -> None:
@@ -363,6 +372,7 @@ async def test_the_log_says_that_it_was_the_target(shared: EngineContext, data_t
     listener.close()
 
 
+@pytest.mark.usefixtures("carriage")
 async def test_the_log_says_why_a_visitor_was_not_served(shared: EngineContext) -> None:
     log = log_of(shared)
     async with pair(shared, "127.0.0.1:9") as ends:
@@ -398,19 +408,22 @@ async def test_the_log_says_why_a_visitor_was_refused(shared: EngineContext) -> 
             server.engine.set_refusal(None)
 
 
-async def test_a_logged_relay_leaves_nothing_to_the_garbage_collector(shared: EngineContext) -> None:
+@pytest.mark.usefixtures("carriage")
+@pytest.mark.parametrize("size", [1, 1_000_000], ids=["a byte", "bulk"])
+async def test_a_logged_relay_leaves_nothing_to_the_garbage_collector(shared: EngineContext, size: int) -> None:
     log = log_of(shared)
     gc.collect()
     gc.disable()
     try:
         async with echo() as target, pair(shared, target) as ends:
-            async with visitor_from("127.0.0.1", visitors_address(*ends)) as visitor:
+            async with visitor_from("127.0.0.1", visitors_address(*ends), size) as visitor:
                 visitor.writer.write_eof()
                 await visitor.reader.read()
             await wait_until_async(lambda: len(log) == 2, "both ends have logged the visitor")
             assert {record.end for _, record in log} == {VisitorEnd.VISITOR_CLOSED}
             await run_loop_turns(2)
-            assert not any(isinstance(thing, LoggedRelay) for thing in gc.get_objects())
+            alive = [thing for thing in gc.get_objects() if isinstance(thing, (Flow, Lane, Relay))]
+            assert [thing for thing in alive if thing is not CLOSED_FLOW] == []
     finally:
         gc.enable()
 

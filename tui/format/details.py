@@ -175,7 +175,13 @@ def _pool(tunnel: Tunnel, _: float) -> str:
 
 def _visitors(tunnel: Tunnel, _: float) -> str:
     connections = tunnel.connections
-    return f"{connections['active']}/{connections.get('limit', NOTHING)} now, {connections['total']} in total"
+    lanes = [count for link in tunnel.links if (count := link["lanes"]) is not None]
+    now = f"{connections['active']}/{connections.get('limit', NOTHING)} now"
+    return f"{now}{_describe_lanes(sum(lanes) if lanes else None)}, {connections['total']} in total"
+
+
+def _describe_lanes(count: int | None) -> str:
+    return "" if count is None else f", {count} in lanes"
 
 
 def _bytes(tunnel: Tunnel, _: float) -> str:
@@ -263,7 +269,7 @@ def _describe_link(link: LinkJson) -> str:
 
 def _describe_load(link: LinkJson) -> str:
     rtt = "" if link["rtt_ms"] is None else f", {link['rtt_ms']:.1f} ms"
-    return f"{plural(link['visitors'], 'visitor')}, {link['pool']} idle{rtt}"
+    return f"{plural(link['visitors'], 'visitor')}{_describe_lanes(link['lanes'])}, {link['pool']} idle{rtt}"
 
 
 def _servers(tunnel: Tunnel, _: float) -> str:

@@ -143,6 +143,10 @@ class ControlChannel:
         except OSError:  # closed
             return True
 
+    def min_round_trip_s(self) -> float | None:
+        """The shortest round trip of its segments of late, as the kernel has measured it; None if it is closed."""
+        return None if self.closed_reason is not None else sockets.min_round_trip_s(self._sock)
+
     def set_read_size(self, size: int) -> None:
         """Read ``size`` bytes at once from now on."""
         self._read_size = size

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from tunnel.model.events import EventKind
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import LogLevel, UdpCarrier
 from tunnel.protocol.datagram_messages import (
     FLOW_HEADER_BYTES,
     MAX_SEALED_BYTES,
@@ -69,6 +69,11 @@ class DatagramPath(ABC):
         self._flows: dict[int, FlowEnd] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
+
+    @property
+    def carrier(self) -> UdpCarrier:
+        """How flows travel at this moment."""
+        return UdpCarrier.DATAGRAM if self.is_usable or self.carries_all else UdpCarrier.STREAM
 
     @abstractmethod
     def start(self) -> None:

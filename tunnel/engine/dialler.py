@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from tunnel.engine.link import Link
-    from tunnel.engine.pool import DataConnection
     from tunnel.engine.relays import RelaySet
+    from tunnel.forwarding.base import UsedConnection
     from tunnel.model.events import EventLog
     from tunnel.model.snapshot import TargetView
     from tunnel.model.spec import TunnelSpec
@@ -38,7 +38,7 @@ class DialOwner(Protocol):
     reactor: Reactor
     relays: RelaySet
 
-    def on_visitor_unserved(self, link: Link, data: DataConnection, reason: str) -> None:
+    def on_visitor_unserved(self, link: Link, data: UsedConnection, reason: str) -> None:
         """Disconnect a visitor that no target serves; ``reason`` is a sentence."""
 
     def on_target_error_changed(self) -> None:
@@ -56,7 +56,7 @@ class TargetDial(ConnectRace):
 
     __slots__ = ("_dialler", "data", "deadline", "end_offset", "link")
 
-    def __init__(self, dialler: Dialler[Any], link: Link | None, data: DataConnection | None, deadline: float) -> None:
+    def __init__(self, dialler: Dialler[Any], link: Link | None, data: UsedConnection | None, deadline: float) -> None:
         super().__init__(dialler.reactor)
         self.link = link
         self.data = data
@@ -94,7 +94,7 @@ class DatagramDial(DatagramConnect, TargetDial):
 DialT = TypeVar("DialT", bound=TargetDial)
 
 
-def describe_dialing(link: Link, data: DataConnection) -> VisitorView:
+def describe_dialing(link: Link, data: UsedConnection) -> VisitorView:
     """The visitor of a data connection whose target is not connected, as users see the visitor."""
     ident = visitor_id(link.ident, data.ident, data.use)
     return VisitorView(ident, format_packed(data.visitor_address), None, 0, 0, None, link.ident, DIALING, data.proto)
@@ -137,7 +137,7 @@ class Dialler(ABC, Generic[DialT]):
         """The targets as observers see them; the same object while nothing changes."""
 
     @abstractmethod
-    def dial(self, link: Link, data: DataConnection, now: float) -> None:
+    def dial(self, link: Link, data: UsedConnection, now: float) -> None:
         """Serve the visitor of a data connection, which the dialler owns now; ``now`` is on the loop's clock."""
 
     @abstractmethod
@@ -178,13 +178,18 @@ class Dialler(ABC, Generic[DialT]):
         for dial in list(self._dials):
             if (data := dial.data) is not None and selector.selects((seen := dial.describe()).id, data.visitor_address):
                 kicked.append(seen)
-                sockets.reset_on_close(data.sock)
+                data.reset()
                 self._drop([dial])
         return kicked
 
     def find(self, link: Link, ident: int) -> DialT | None:
         """Return the dial for the visitor of a data connection."""
         return self._by_data.get((link, ident))
+
+    def drop(self, link: Link, ident: int) -> None:
+        """Stop the dial for the visitor of a data connection or lane, who has left."""
+        if (dial := self.find(link, ident)) is not None:
+            self._drop([dial])
 
     def _start(self, dial: DialT, target: DialTarget) -> None:
         """Start a dial, whose deadline is not before those of the dials in progress."""
@@ -262,7 +267,7 @@ class Dialler(ABC, Generic[DialT]):
             dial.cancel()
             if dial.data is not None:
                 visitors += 1
-                self.reactor.close(dial.data.sock)
+                dial.data.close()
         return visitors
 
     def on_handler_error(self, error: Exception) -> None:

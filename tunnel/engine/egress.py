@@ -13,19 +13,20 @@ from tunnel.engine.single_target import SingleTarget
 from tunnel.engine.target_group import TargetGroup
 from tunnel.engine.target_test import EgressTests
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
+from tunnel.forwarding.lanes import Lane
 from tunnel.forwarding.proxy_out import with_proxy_header
-from tunnel.model.spec import End
+from tunnel.model.spec import MUX, End
 from tunnel.model.token_bucket import TokenBucket
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frames import Launch, StreamsEnded, UdpLaunch
+from tunnel.protocol.frames import ConnectionShared, Launch, StreamsEnded, UdpLaunch
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from tunnel.engine.link import Link
     from tunnel.engine.link_events import EventTable
-    from tunnel.engine.pool import DataConnection
+    from tunnel.forwarding.base import UsedConnection
     from tunnel.model.events import EventLog
     from tunnel.model.snapshot import TargetView
     from tunnel.model.spec import TunnelSpec
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _MISSING_PER_S: Final = 50.0
 _MISSING_AT_ONCE: Final = 8192
 """Signals for connections that are gone: all that a router forgets at once. More cost this end time for nothing."""
+_MISSING: Final = "the other end names too many data connections that do not exist"
 _PUBLISH_INTERVAL_S: Final = 0.5  # between two changes of the target's status: it may fail every other visitor
 
 
@@ -57,17 +59,17 @@ class Egress(TunnelEnd):
 
     @property
     def reserved(self) -> int:
-        """Descriptors needed yet: one target socket for each idle connection, and for each dial that is being resolved.
+        """Descriptors needed yet: one target socket for each idle connection, promised lane, and dial to be resolved.
 
         Data connections that are being dialled have their descriptors at a client; a server checks each on arrival.
         """
         pooled = sum(len(link.pool) + (link.session.dialing if link.is_client else 0) for link in self._links)
-        return self._dialler.resolving + pooled
+        return self._dialler.resolving + pooled + self.promised_lanes
 
     @property
     def is_busy(self) -> bool:
         """Whether a drain has visitors to wait for."""
-        return bool(self.relays.active) or self._dialler.has_visitors
+        return bool(self.relays.active) or self._dialler.has_visitors or self._has_ending_shared
 
     @property
     def remark(self) -> str | None:
@@ -131,6 +133,7 @@ class Egress(TunnelEnd):
     def register_handlers(self, table: EventTable) -> None:
         """Enter the handlers of new visitors and of streams that are complete."""
         table.add(Launch, self._launch)
+        table.add(ConnectionShared, self._on_shared)
         table.add(UdpLaunch, self._launch)
         table.add(StreamsEnded, self._end_streams)
         self.tests.register_handlers(table)
@@ -150,12 +153,37 @@ class Egress(TunnelEnd):
             data = link.pool.claim(ident)
             if data is None:
                 if not self._missing.take_token(self._loop.time()):
-                    raise ProtocolError("the other end names too many data connections that do not exist")
+                    raise ProtocolError(_MISSING)
                 self.stats.failed += 1
                 link.session.send_visitor_failed(ident, "its data connection was lost")
             else:
                 data.visitor_address, data.proto = address, proto
                 self._dialler.dial(link, data, now)
+
+    def _on_shared(self, link: Link, shared: ConnectionShared) -> None:
+        """Serve the lanes of a data connection from now on; one that is lost shows its end at the ingress."""
+        if MUX not in link.features:
+            raise ProtocolError("the other end shares a data connection, and this end does not")
+        data = link.pool.claim(shared.ident)
+        if data is not None:
+            self._add_shared(link, data)
+        elif not self._missing.take_token(self._loop.time()):
+            raise ProtocolError(_MISSING)
+
+    def serve_lane(self, link: Link, lane: Lane) -> None:
+        """Have the target dialled for a visitor in a lane."""
+        self.stats.signals += 1
+        self.stats.total += 1
+        self._dialler.dial(link, lane, self._loop.time())
+
+    def move_visitor(self, link: Link, lane: Lane) -> None:
+        """Ask the ingress for a data connection; it has none without the link."""
+        if lane.may_move and not link.keeps_visitors and link.channel.closed_reason is None:
+            lane.send_wanted()
+
+    def on_lane_reset(self, link: Link, lane: Lane) -> None:
+        """Stop to dial the target for a visitor that has left."""
+        self._dialler.drop(link, lane.ident)
 
     def _end_stream(self, link: Link, ident: int, total: int) -> None:
         """Note that the visitor of a data connection has ended after ``total`` bytes."""
@@ -166,13 +194,20 @@ class Egress(TunnelEnd):
         dial = self._dialler.find(link, ident)
         if dial is not None:
             dial.end_offset = total
+            return
+        data = link.sharing.find_moved(ident) or link.pool.find(ident)
+        if data is not None:  # the frame that says who moves to it is under way, or the target is dialled
+            data.end_offset = total
 
-    def on_visitor_unserved(self, link: Link, data: DataConnection, reason: str) -> None:
+    def on_visitor_unserved(self, link: Link, data: UsedConnection, reason: str) -> None:
         """Disconnect the visitor, here and through FAILED at the ingress."""
         self.stats.failed += 1
-        self.reactor.close(data.sock)
         self._log_unserved(describe_dialing(link, data), VisitorEnd.FAILED, reason)
-        link.session.send_visitor_failed(data.ident, reason)
+        if isinstance(data, Lane):
+            data.fail(reason)
+        else:
+            data.close()
+            link.session.send_visitor_failed(data.ident, reason)
         self._notify_observers()
 
     def waiting_visitors(self) -> list[VisitorView]:

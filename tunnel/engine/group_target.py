@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import socket
 
     from tunnel.engine.relays import RelaySet
-    from tunnel.forwarding.base import ForwardedVisitor
+    from tunnel.forwarding.base import ForwardedVisitor, OwnedConnection
+    from tunnel.forwarding.tcp import Relay
     from tunnel.model.address import Address
     from tunnel.model.spec import TunnelSpec
     from tunnel.model.targets import TargetSpec
@@ -200,6 +201,14 @@ class GroupTarget:
         """Count one visitor less, which has left in order."""
         self.active_visitors -= 1
         self._relays.on_relay_finished(relay, sock)
+
+    def on_relay_moved(self, relay: Relay, data: OwnedConnection) -> None:
+        """Pass it on."""
+        self._relays.on_relay_moved(relay, data)
+
+    def on_flows_changed(self, relay: Relay) -> None:
+        """Pass it on."""
+        self._relays.on_flows_changed(relay)
 
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log a defect that ended a relay."""

@@ -9,21 +9,27 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from tunnel.engine.admission import Admission, AdmissionRules
-from tunnel.engine.link_group import LinkGroup
 from tunnel.engine.proxy_reader import ProxyHeaderReader
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.engine.tunnel_test import IngressTests
 from tunnel.engine.visitor_acceptor import create_acceptor, list_acceptors
-from tunnel.engine.visitor_list import id_of
 from tunnel.engine.visitor_queue import VisitorQueue, describe_queued
 from tunnel.engine.visitor_room import VisitorRoom
+from tunnel.engine.visitor_source import VisitorSource
+from tunnel.forwarding.lanes import Lane
 from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.networks import NO_NETWORKS
 from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.spec import End, LogLevel, Proto, proto_of
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import VisitorView
-from tunnel.protocol.frames import ConnectionsFreed, Goodbye, StreamsEnded, TargetStatus, VisitorFailed
+from tunnel.protocol.frames import (
+    ConnectionsFreed,
+    Goodbye,
+    StreamsEnded,
+    TargetStatus,
+    VisitorFailed,
+)
 from tunnel.protocol.visitor_address import host_of, pack_address, pack_host
 from tunnel.runtime import sockets
 
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from tunnel.engine.link import Link
     from tunnel.engine.link_events import EventTable
     from tunnel.engine.pool import DataConnection
+    from tunnel.engine.shared_connection import SharedConnection
     from tunnel.engine.visitor_acceptor import ListenerAcceptor, VisitorAcceptor
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.address import Address
@@ -51,10 +58,8 @@ class Ingress(TunnelEnd):
         super().__init__(parts, IngressTests(parts.reactor))
         self._queue_timeout_s = queue_timeout_s
         self.acceptor: VisitorAcceptor | None = None
-        self._link: Link | None = None  # what serves the next visitor, if there is one link
-        self._group: LinkGroup | None = None  # what chooses for each visitor, if there are several
-        self._balanced = LinkGroup(self.relays.count_of)
         self._linkless_since = self._loop.time()
+        self._source = VisitorSource(self.relays.count_of, self._add_shared)
         self._queue = VisitorQueue()
         self._queue_timer: asyncio.TimerHandle | None = None
         self.room = VisitorRoom(self, self._queue, self._event_log, settings, parts.on_state_input_changed)
@@ -87,12 +92,12 @@ class Ingress(TunnelEnd):
     @property
     def held(self) -> int:
         """Descriptors of the present visitors and of their data connections, also of those to come."""
-        return 2 * (self.relays.active + len(self._queue) + self._awaited)
+        return 2 * (self.relays.active + len(self._queue) + self._awaited) - self.lane_count
 
     @property
     def is_busy(self) -> bool:
         """Whether a drain has visitors to wait for."""
-        return bool(self.relays.active or self._queue or self._awaited)
+        return bool(self.relays.active or self._queue or self._awaited or self._has_ending_shared)
 
     @property
     def _awaited(self) -> int:
@@ -166,7 +171,7 @@ class Ingress(TunnelEnd):
         self.relays.apply_limits(spec, End.INGRESS)
         self._check_options(spec, End.INGRESS)
         self._apply_rules(AdmissionRules.of(spec), spec.proxy_from)
-        self._balanced.configure(spec.balance, spec.slowstart)
+        self._source.configure(spec.balance, spec.slowstart)
         self._on_room_freed()
 
     def attach(self, link: Link) -> None:
@@ -174,47 +179,38 @@ class Ingress(TunnelEnd):
         super().attach(link)
         link.subscribe_pool_growth(self._serve_queue)
         self.room.set_limits(visitors=max(one.session.limits.visitors for one in self._links))
-        self._choose_source()
+        self._source.set_links(self._links)
         if self._queue:
             self._send_queue_length()
 
     def detach(self, link: Link) -> None:
         """Handle the loss of a link. Relays continue; visitors that are untouched or queued go to another link."""
-        untouched = [] if self._group is None or link.keeps_visitors else self.relays.take_untouched(link)
+        untouched = [] if not self._source.is_group or link.keeps_visitors else self.relays.take_untouched(link)
         super().detach(link)
         if self._links:
             self.room.set_limits(visitors=max(one.session.limits.visitors for one in self._links))
         else:
             self._linkless_since = self._loop.time()
-        self._choose_source()
+        self._source.set_links(self._links)
         self._launch_again(untouched)
-
-    def _choose_source(self) -> None:
-        """Choose what gives visitors their data connections: the one link, or the group of several."""
-        links = sorted((link for link in self._links if not link.is_stopping), key=lambda link: link.rank)
-        self._balanced.set_links(links)
-        self._link, self._group = (None, self._balanced) if len(links) > 1 else (next(iter(links), None), None)
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
     def _on_visitor(self, visitor: socket.SocketType, peer: object) -> None:
-        link = self._link
-        if link is not None and not self._queue:
-            data = link.pool.acquire()
-            if data is not None:
-                self._launch(link, visitor, peer, data)
-                return
-        elif self._group is not None and not self._queue and (found := self._group.acquire(peer)) is not None:
+        if not self._queue and (found := self._source.acquire(visitor, peer)) is not None:
             self._launch(found[0], visitor, peer, found[1])
-            return
-        self._enqueue(visitor, peer)
+        else:
+            self._enqueue(visitor, peer)
 
-    def _acquire(self, peer: object) -> tuple[Link, DataConnection] | None:
-        """Return an idle data connection for a visitor and its link, of one or of several; None where there is none."""
-        if (link := self._link) is None:
-            return self._balanced.acquire(peer)
-        data = link.pool.acquire()
-        return None if data is None else (link, data)
+    def on_shared_lost(self, shared: SharedConnection) -> None:
+        """Serve the visitors again of which nothing was forwarded."""
+        if shared.link in self._links and self.acceptor is not None:
+            for lane in list(shared.lanes.values()):
+                self._launch_again(self.relays.take_untouched(shared.link, lane.ident))
+
+    def move_visitor(self, link: Link, lane: Lane) -> None:
+        """Let a visitor continue on a data connection of its own, if there is one."""
+        self._source.move(link, lane)
 
     def _enqueue(self, visitor: socket.SocketType, peer: object) -> None:
         deadline = self._loop.time() + self._queue_timeout_s
@@ -235,10 +231,13 @@ class Ingress(TunnelEnd):
         for link in self._links:
             link.send_queue_length(part)
 
-    def _launch(self, link: Link, visitor: socket.SocketType, peer: object, data: DataConnection) -> None:
+    def _launch(self, link: Link, visitor: socket.SocketType, peer: object, data: DataConnection | Lane) -> None:
         address = data.visitor_address = pack_address(peer)
-        proto = data.proto = sockets.PROTOS[visitor.type]
-        link.send_launch(data.ident, address, proto)
+        if isinstance(data, Lane):
+            data.open()
+        else:
+            proto = data.proto = sockets.PROTOS[visitor.type]
+            link.send_launch(data.ident, address, proto)
         stats = self.stats
         stats.signals += 1
         stats.total += 1
@@ -272,13 +271,13 @@ class Ingress(TunnelEnd):
 
     def on_links_changed(self) -> None:
         """Choose among the links that get visitors now, also for those in the queue."""
-        self._choose_source()
+        self._source.set_links(self._links)
         self._serve_queue()
 
     def _on_target_status(self, link: Link, status: TargetStatus) -> None:
         """Give visitors to links whose target is in order, if there are several."""
-        if self._group is not None and link in self._links:
-            self._group.note_target(link, status, self._event_log)
+        if self._source.is_group and link in self._links:
+            self._source.note_target(link, status, self._event_log)
             self._serve_queue()
 
     def _on_freed(self, link: Link, freed: ConnectionsFreed) -> None:
@@ -297,10 +296,7 @@ class Ingress(TunnelEnd):
         """Give idle data connections to the visitors that wait, the longest wait first."""
         if not self._links or not self._queue:
             return
-        while self._queue:
-            found = self._acquire(self._queue[0][1])
-            if found is None:
-                break
+        while self._queue and (found := self._source.acquire(*self._queue[0][:2])) is not None:
             visitor, peer, _ = self._queue.popleft()
             if self._queue.was_launched(visitor, peer):
                 self.stats.total -= 1  # it was counted before
@@ -319,20 +315,26 @@ class Ingress(TunnelEnd):
         if visitors:  # not now: the status of the target may follow in the same batch of frames
             self.reactor.defer(self._serve_queue)
 
+    def on_lane_failed(self, link: Link, lane: Lane, reason: str) -> None:
+        """Disconnect a visitor in a lane, as one on a data connection."""
+        relay = lane.relay
+        lane.leave()
+        if relay is not None:
+            self._close_failed(link, VisitorFailed(relay.ident, reason))
+
     def _close_failed(self, link: Link, failed: VisitorFailed) -> None:
         """Disconnect a visitor at once: the egress could not reach the target for it."""
-        relay = self.relays.find(link, failed.ident)
-        ident = {} if relay is None else {"id": id_of(relay)}
-        text = f"a visitor could not be served: {failed.reason}"
-        self._event_log.warn_throttled(EventKind.TARGET, "failed", text, **ident)
-        if self._group is not None and (untouched := self.relays.take_untouched(link, failed.ident)):
+        relay, reason = self.relays.find(link, failed.ident), failed.reason
+        ident = {} if relay is None else {"id": relay.id}
+        self._event_log.warn_throttled(EventKind.TARGET, "failed", f"a visitor could not be served: {reason}", **ident)
+        if self._source.is_group and (untouched := self.relays.take_untouched(link, failed.ident)):
             self._launch_again(untouched)
         else:  # the end of the data connection may have come first; the egress counts such a visitor as well
             self.stats.failed += 1
             if (proto_of(link.features) if relay is None else relay.proto) is Proto.UDP:
-                self.udp_failures.note_failed(failed.reason)
+                self.udp_failures.note_failed(reason)
             if relay is not None:
-                relay.fail(failed.reason)
+                relay.fail(reason)
 
     def _on_room_freed(self, _relay: ForwardedVisitor | None = None) -> None:
         """Accept again: a visitor has left, or the queue is shorter."""

@@ -10,14 +10,15 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunnel.carriers import create_carrier
 from tunnel.engine.capacity import surplus
 from tunnel.engine.link_events import DialStatusChanged, EventTable, LinkClosed, LinkOwner, LinkPart, PoolAvailable
+from tunnel.engine.link_sharing import LinkSharing
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.model.snapshot_builder import LinkFacts
-from tunnel.model.spec import REUSE, SHARE, UDP, UdpCarrier
+from tunnel.model.spec import MUX, REUSE, SHARE, UDP, Mux, UdpCarrier
 from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.session import Negotiation, Session, SessionRole
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from tunnel.model.spec import Carrier, Direction, Proto
     from tunnel.protocol.frame_codec import Frame
     from tunnel.runtime.reactor import Reactor
+
+_LATE_MOVE_S: Final = 5.0  # in which an egress keeps its pool after the link, if visitors share a connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class LinkTerms:
     """whether the client serves only while no other can"""
     server: Address | None = None
     """at a client: the configured address of the server"""
+    mux: Mux = Mux.AUTO
+    """whether its visitors share data connections, if both ends let them"""
 
 
 class Link:
@@ -76,8 +81,7 @@ class Link:
         self.direction = terms.direction
         self.carrier = terms.carrier
         self.key_name = terms.key_name
-        self.weight = terms.weight
-        self.is_backup = terms.is_backup
+        self.weight, self.is_backup = terms.weight, terms.is_backup
         self.server = terms.server
         """at a client: the configured address of the server"""
         self.rank, self.server_weight, self.is_server_backup = 0, 1, False
@@ -97,6 +101,8 @@ class Link:
         """what carries UDP flows beside the data connections, if both ends want that; owned by the link"""
         self.reuses = REUSE in self.features
         """whether a data connection serves another visitor after one that has left in order; not after the link"""
+        self.sharing = LinkSharing(terms.mux if MUX in self.features else Mux.OFF, channel)
+        """the data connections that visitors share"""
         self.is_client = terms.role.is_client
         self.is_ingress = terms.role.is_ingress
         self.announces_ends = self.is_client or self.reuses
@@ -185,16 +191,16 @@ class Link:
             udp_carrier=self._udp_carrier,
             udp_reason=self.datagram_path.reason if self.datagram_path is not None else None,
             visitors=end.relays.count_of(self) if end is not None else 0,
+            lanes=self.sharing.lane_count,
             since=self.since,
         )
 
     @property
     def _udp_carrier(self) -> UdpCarrier | None:
         """How UDP flows travel at this moment; None without such flows."""
-        path = self.datagram_path
-        if path is None:
-            return UdpCarrier.STREAM if UDP in self.features else None
-        return UdpCarrier.DATAGRAM if path.is_usable or path.carries_all else UdpCarrier.STREAM
+        if self.datagram_path is not None:
+            return self.datagram_path.carrier
+        return UdpCarrier.STREAM if UDP in self.features else None
 
     def set_server(self, rank: int, share: ServerShare) -> None:
         """At a client: note the place of its server among several, and the server's share of the visitors."""
@@ -240,8 +246,7 @@ class Link:
     def send_launch(self, ident: int, address: bytes, proto: Proto) -> None:
         """Ask the egress to serve the visitor on this data connection; ``address`` is the visitor's, packed."""
         self.session.send_launch(ident, address, proto)
-        if self._filler is not None:
-            self._filler.note_used(1)
+        self.note_used()
 
     def fail_visitor(self, ident: int, reason: str) -> None:
         """Report to the ingress that a visitor cannot be served any more; nothing is sent after the link."""
@@ -250,9 +255,8 @@ class Link:
 
     def send_test(self, ident: int) -> None:
         """Ask the egress to test its targets, and to close this data connection."""
-        self.session.send(TargetTest(ident))
-        if self._filler is not None:
-            self._filler.note_used(1)
+        self.session.send_use(TargetTest(ident))
+        self.note_used()
 
     def send_queue_length(self, count: int) -> None:
         """Report the visitors that wait at this ingress to the end that dials data connections."""
@@ -279,6 +283,11 @@ class Link:
         before = len(self.pool.idle)
         if self.pool.free(ident):
             self.note_pool_grown(before)
+
+    def note_used(self) -> None:
+        """Note that an idle connection is used, but not for a new visitor."""
+        if self._filler is not None:
+            self._filler.note_used(1)
 
     def send_stream_ended(self, ident: int, total: int) -> bool:
         """Announce to the other end that a stream has ``total`` bytes; whether it was announced.
@@ -369,6 +378,7 @@ class Link:
             wanted = max(self.session.wanted_idle, self.session.limits.pool_min)
             self.session.send_retired(self.pool.close_surplus(surplus(wanted=wanted, idle=len(self.pool))))
         self._refill()
+        self.sharing.check()
         # After the process was stopped or starved, frames of that time are still unread: read them before judging.
         self._reactor.defer(self._ping)
 
@@ -426,7 +436,10 @@ class Link:
         self._settle_pong()  # ``answers`` must not wait any longer
         if self.datagram_path is not None:
             self.datagram_path.close()
-        self.pool.close()
+        if self.is_ingress or not self.sharing.lane_count:
+            self.pool.close()
+        else:  # visitors in lanes may be about to move to its connections
+            self._reactor.call_later(_LATE_MOVE_S, self.pool.close)
         self._events.clear()
         self._owner.on_link_event(self, LinkClosed(reason, is_orderly=self._is_peer_stopping))
 

@@ -425,6 +425,7 @@ class LinkAcceptor:
             report_interval_s=spec.settings.report_interval,
             weight=hello.weight,
             is_backup=hello.backup,
+            mux=spec.mux,
         )
         link = Link(terms, channel, self._reactor)
         if DATAGRAMS in welcome.features and self._datagrams is not None:

@@ -169,6 +169,7 @@ class LinkConnector:
             weight=spec.weight,
             is_backup=spec.backup,
             server=self._address,
+            mux=spec.mux,
         )
         link = Link(terms, channel, self._reactor)
         self._add_datagram_path(link, sockaddr)

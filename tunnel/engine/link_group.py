@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tunnel.model.balancer import Balance, Balancer, create_balancer, ramped_weight
 from tunnel.model.events import EventKind
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tunnel.engine.link import Link
-    from tunnel.engine.pool import DataConnection
     from tunnel.model.events import EventLog
     from tunnel.protocol.frames import TargetStatus
+
+CarriageT = TypeVar("CarriageT")
 
 
 class GroupedLink:
@@ -122,13 +123,13 @@ class LinkGroup:
         level = LogLevel.WARN if status.error else LogLevel.INFO
         event_log.log_paced(level, EventKind.TARGET, "client", f"{link.description}: {state}")
 
-    def acquire(self, peer: object) -> tuple[Link, DataConnection] | None:
-        """Return the link for a visitor from this address, and an idle data connection of it; None if there is none."""
+    def acquire(self, peer: object, take: Callable[[Link], CarriageT | None]) -> tuple[Link, CarriageT] | None:
+        """Return the link for a visitor from this address, and what ``take`` takes from it; None if there is none."""
         if self._is_ramping:
             self._update_weights(self._loop.time())
         source = host_of(pack_address(peer)) if self._balancer.needs_source else b""
         while (member := self._balancer.choose(source, _has_idle)) is not None:
-            data = member.link.pool.acquire()
+            data = take(member.link)
             if data is not None:
                 return member.link, data
         return None

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tunnel.forwarding.base import FlowSource
+    from tunnel.forwarding.flow import ByteCounter, Flow
+    from tunnel.forwarding.tcp import Relay
     from tunnel.runtime.reactor import Reactor
 
 MAX_AGE_S: Final = 240.0
@@ -32,6 +34,7 @@ class DataConnection:
 
     __slots__ = (
         "created_at",
+        "end_offset",
         "events",
         "expires_at",
         "flow_source",
@@ -52,6 +55,8 @@ class DataConnection:
         self.flow_source = flow_source
         """what makes the flows of a relay over it"""
         self.pool = pool
+        self.end_offset: int | None = None
+        """bytes that it carries in all, if the other end has announced that before this end knows the visitor"""
         self.use = 0
         """which visitor uses it next, from 0"""
         self.proto = Proto.TCP
@@ -70,6 +75,25 @@ class DataConnection:
         self.events |= events
         if events & READABLE:
             self.pool.on_idle_event(self)
+
+    def create_flows(
+        self, relay: Relay, near: socket.SocketType, from_near: ByteCounter, to_near: ByteCounter
+    ) -> tuple[Flow, Flow]:
+        """Create the flows of a relay between ``near`` and this connection: from near, and to near."""
+        return self.flow_source.create_flows(relay, near, self.sock, from_near, to_near)
+
+    def watch(self, handler: Callable[[int], None] | None) -> None:
+        """Call ``handler`` with the events of the connection, which is in no pool; None: only gather them."""
+        self.pool.reactor.set_handler(self.sock, handler or self.ready)
+
+    def close(self) -> None:
+        """Close the connection, which is in no pool."""
+        self.pool.reactor.close(self.sock)
+
+    def reset(self) -> None:
+        """Close the connection, which is in no pool, so that the other end sees a reset."""
+        sockets.reset_on_close(self.sock)
+        self.pool.reactor.close(self.sock)
 
     def on_handler_error(self, error: Exception) -> None:
         """Report a defect in the handler."""
@@ -97,7 +121,7 @@ class Pool:
         """called with a defect in the handler of an idle connection"""
         self.unused = 0
         """connections that the other end, or the network between, has closed before a visitor used them"""
-        self._reactor = reactor
+        self.reactor = reactor
         self._is_ingress = is_ingress
         self._on_connection_lost = on_connection_lost
         self.idle: Final[dict[int, DataConnection]] = {}
@@ -120,14 +144,14 @@ class Pool:
         """Add an authenticated connection, owned from now on; ``is_registered``: the reactor watches it already."""
         self.idle[connection.ident] = connection
         if is_registered:
-            self._reactor.set_handler(connection.sock, connection.ready)
+            self.reactor.set_handler(connection.sock, connection.ready)
         else:
-            self._reactor.register(connection.sock, connection.ready)
+            self.reactor.register(connection.sock, connection.ready)
 
     def hold(self, connection: DataConnection) -> None:
         """Keep a connection that was used until the egress frees it; the reactor watches it already."""
         self._held[connection.ident] = connection
-        self._reactor.set_handler(connection.sock, connection.ready)
+        self.reactor.set_handler(connection.sock, connection.ready)
 
     def free(self, ident: int) -> bool:
         """Let a connection that is held be used again; return whether there was one."""
@@ -146,6 +170,10 @@ class Pool:
             self._close_lost(connection)
         return None
 
+    def find(self, ident: int) -> DataConnection | None:
+        """Return the connection with this id, also one that has ended and waits for its signal; it stays here."""
+        return self.idle.get(ident) or self._ended.get(ident)
+
     def claim(self, ident: int) -> DataConnection | None:
         """Return the connection that a signal names."""
         return self.idle.pop(ident, None) or self._ended.pop(ident, None)
@@ -156,7 +184,7 @@ class Pool:
             connection = self.claim(ident)
             if connection is not None:
                 self.unused += 1
-                self._reactor.close(connection.sock)
+                self.reactor.close(connection.sock)
 
     def on_idle_event(self, connection: DataConnection) -> None:
         """Handle bytes, or the end, on an idle connection."""
@@ -166,7 +194,7 @@ class Pool:
             if self.idle.pop(connection.ident, None) is not None:
                 self._close_lost(connection)
             elif self._held.pop(connection.ident, None) is not None:
-                self._reactor.close(connection.sock)
+                self.reactor.close(connection.sock)
         elif connection.events & HANGUP and self.idle.pop(connection.ident, None) is not None:
             connection.expires_at = time.monotonic() + SIGNAL_GRACE_S
             self._ended[connection.ident] = connection
@@ -176,12 +204,12 @@ class Pool:
 
     def _close_lost(self, connection: DataConnection) -> None:
         self.unused += 1
-        self._reactor.close(connection.sock)
+        self.reactor.close(connection.sock)
         self._on_connection_lost(connection.ident)
 
     def _close_unclaimed(self, ident: int) -> None:
         self.unused += 1
-        self._reactor.close(self._ended.pop(ident).sock)
+        self.reactor.close(self._ended.pop(ident).sock)
 
     def close_surplus(self, surplus: int) -> list[int]:
         """Close the ``surplus`` oldest connections and all that are too old; return their ids, for the other end."""
@@ -190,7 +218,7 @@ class Pool:
         if surplus > len(retired):
             retired = list(self.idle)[:surplus]
         for ident in retired:
-            self._reactor.close(self.idle.pop(ident).sock)
+            self.reactor.close(self.idle.pop(ident).sock)
         return retired
 
     def run_maintenance(self) -> None:
@@ -207,7 +235,7 @@ class Pool:
         """Close every idle connection: the link is lost."""
         for connections in (self.idle, self._ended, self._held):
             for connection in connections.values():
-                self._reactor.close(connection.sock)
+                self.reactor.close(connection.sock)
             connections.clear()
 
     @staticmethod

@@ -12,7 +12,6 @@ from tunnel.forwarding.tunnel_rates import RateLimitedForwarder, TunnelRates
 from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.spec import LogLevel, Proto
 from tunnel.model.visitor_end import VisitorEnd
-from tunnel.model.visitors import visitor_id
 from tunnel.model.wording import plural
 from tunnel.protocol.visitor_address import unpack_address
 
@@ -20,8 +19,15 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from tunnel.engine.pool import DataConnection
-    from tunnel.forwarding.base import ForwardedVisitor, Forwarder, ForwardingOwner, RelayLink
+    from tunnel.forwarding.base import (
+        ForwardedVisitor,
+        Forwarder,
+        ForwardingOwner,
+        OwnedConnection,
+        RelayLink,
+        UsedConnection,
+    )
+    from tunnel.forwarding.tcp import Relay
     from tunnel.model.events import EventLog
     from tunnel.model.rate import Rate
     from tunnel.model.spec import End, TunnelSpec
@@ -151,7 +157,7 @@ class RelaySet:
     def start(
         self,
         near: socket.SocketType,
-        data: DataConnection,
+        data: UsedConnection,
         link: RelayLink,
         *,
         near_events: int | None,
@@ -193,10 +199,22 @@ class RelaySet:
             del self._by_link[relay.link]
         self._on_relay_closed(relay)
 
+    def on_relay_moved(self, relay: Relay, data: OwnedConnection) -> None:
+        """Find a relay under the id of its data connection from now on."""
+        relays = self._by_link[relay.link]
+        del relays[relay.ident]
+        relay.ident, relay.use = data.ident, data.use
+        relays[relay.ident] = relay
+
+    def on_flows_changed(self, relay: Relay) -> None:
+        """Limit the rates of the new flows, too."""
+        if self.rates.is_limited:
+            self.rates.apply(relay)
+
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log a defect that ended one relay; the others continue."""
         self._event_log.log_error(
-            EventKind.VISITOR, f"an internal error ended relay {relay.ident}: {type(error).__name__}: {error}"
+            EventKind.VISITOR, f"an internal error ended visitor {relay.id}: {type(error).__name__}: {error}"
         )
 
     def on_target_unreachable(self, relay: ForwardedVisitor, reason: str) -> None:
@@ -204,9 +222,7 @@ class RelaySet:
         self._on_aborted(VisitorEnd.FAILED, 1)
         if self._on_unreachable is not None:
             self._on_unreachable(reason)
-        self._event_log.warn_throttled(
-            EventKind.TARGET, reason, reason, id=visitor_id(relay.link.ident, relay.ident, relay.use)
-        )
+        self._event_log.warn_throttled(EventKind.TARGET, reason, reason, id=relay.id)
 
     def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log that data connections are interfered with."""
@@ -215,7 +231,7 @@ class RelaySet:
             EventKind.VISITOR,
             "record",
             text,
-            **{VISITOR: relay.describe_visitor(), "id": visitor_id(relay.link.ident, relay.ident, relay.use)},
+            **{VISITOR: relay.describe_visitor(), "id": relay.id},
         )
 
     def apply_limits(self, spec: TunnelSpec, end: End) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tunnel.engine.dialler import DialOwner
     from tunnel.engine.link import Link
-    from tunnel.engine.pool import DataConnection
+    from tunnel.forwarding.base import UsedConnection
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
     from tunnel.model.spec import TunnelSpec
@@ -83,7 +83,7 @@ class SingleTarget(Dialler[TargetDial]):
             self._bound_deadlines(spec.dial_timeout)
         self._dial_timeout_s = spec.dial_timeout
 
-    def dial(self, link: Link, data: DataConnection, now: float) -> None:
+    def dial(self, link: Link, data: UsedConnection, now: float) -> None:
         """Dial the target for the visitor of a data connection."""
         dial = _DIALS[data.proto](self, link, data, now + self._dial_timeout_s)
         self._by_data[link, data.ident] = dial

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tunnel.engine.dialler import DialOwner
     from tunnel.engine.link import Link
-    from tunnel.engine.pool import DataConnection
+    from tunnel.forwarding.base import UsedConnection
     from tunnel.model.balancer import Balancer
     from tunnel.model.events import EventLog
     from tunnel.model.snapshot import TargetView
@@ -54,7 +54,7 @@ class GroupDial(TargetDial):
     __slots__ = ("_group", "member", "near", "near_events", "tried")
 
     def __init__(
-        self, group: TargetGroup, link: Link, data: DataConnection, member: GroupTarget, tried: tuple[GroupTarget, ...]
+        self, group: TargetGroup, link: Link, data: UsedConnection, member: GroupTarget, tried: tuple[GroupTarget, ...]
     ) -> None:
         super().__init__(group, link, data, 0.0)
         self.member = member
@@ -87,7 +87,7 @@ class GroupDial(TargetDial):
         """Close every socket that is connecting, and the connected one."""
         super().cancel()
         if self.near is not None and self.data is not None:
-            self._reactor.set_handler(self.data.sock, self.data.ready)
+            self.data.watch(None)
             self._reactor.close(self.near)
             self.near = None
 
@@ -184,7 +184,7 @@ class TargetGroup(Dialler[GroupDial]):
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
-    def dial(self, link: Link, data: DataConnection, now: float) -> None:
+    def dial(self, link: Link, data: UsedConnection, now: float) -> None:
         """Dial a target for the visitor of a data connection."""
         if not self._try_next(link, data, (), now):
             self._owner.on_visitor_unserved(link, data, _ALL_DRAINED)
@@ -192,7 +192,7 @@ class TargetGroup(Dialler[GroupDial]):
     def _try_next(
         self,
         link: Link,
-        data: DataConnection,
+        data: UsedConnection,
         tried: tuple[GroupTarget, ...],
         now: float,
         end_offset: int | None = None,
@@ -230,7 +230,7 @@ class TargetGroup(Dialler[GroupDial]):
     def _start_attempt(
         self,
         link: Link,
-        data: DataConnection,
+        data: UsedConnection,
         member: GroupTarget,
         tried: tuple[GroupTarget, ...],
         now: float,
@@ -264,7 +264,7 @@ class TargetGroup(Dialler[GroupDial]):
             return
         dial.deadline = self._loop.time() + _GUARD_S
         self.reactor.set_handler(sock, dial.on_near_event)
-        self.reactor.set_handler(dial.data.sock, dial.on_far_event)
+        dial.data.watch(dial.on_far_event)
         if events & READABLE:
             self.on_near_readable(dial)
 

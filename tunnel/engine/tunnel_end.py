@@ -11,11 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from tunnel.engine.relays import RelaySet
+from tunnel.engine.shared_connection import SharedConnection
 from tunnel.engine.udp_failures import UdpFailures
 from tunnel.forwarding import create_forwarder
 from tunnel.model.events import EventKind
 from tunnel.model.options import describe_misplaced, misplaced_options
 from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
+from tunnel.model.wording import plural
+from tunnel.protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -23,10 +26,12 @@ if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import Link
     from tunnel.engine.link_events import EventTable
+    from tunnel.engine.pool import DataConnection
     from tunnel.engine.stats import Stats
     from tunnel.engine.visitor_acceptor import ListenerAcceptor
     from tunnel.forwarding import Forwarder, VisitorLog
     from tunnel.forwarding.base import ForwardedVisitor
+    from tunnel.forwarding.lanes import Lane
     from tunnel.model.events import EventLog
     from tunnel.model.snapshot import RateLimitsView, TargetView
     from tunnel.model.spec import End, TunnelSpec
@@ -114,6 +119,7 @@ class TunnelEnd(ABC):
         self.udp_failures = UdpFailures(reactor, self.relays, on_changed, is_ingress=self.is_ingress)
         """why the latest flows of UDP failed"""
         self.relays.set_unreachable_callback(self.udp_failures.note_failed)
+        self._shared: set[SharedConnection] = set()
         self._observers = 0
         self._changed = asyncio.Event()
         reactor.fd_budget.reservations.add(self)
@@ -235,13 +241,73 @@ class TunnelEnd(ABC):
     def detach(self, link: Link) -> None:
         """Handle the loss of a link: its relays continue without it."""
         self._links.pop(link, None)
+        link.sharing.end()
         self.relays.remove_link(link)
         self.tests.on_link_lost(link)
         self._notify_observers()
 
+    # --- shared connections ---------------------------------------------------------------------------------------
+
+    def _add_shared(self, link: Link, data: DataConnection) -> SharedConnection:
+        shared = SharedConnection(self.reactor, data, link, self)
+        link.sharing.add(shared)
+        self._shared.add(shared)
+        return shared
+
+    @property
+    def lane_count(self) -> int:
+        """Visitors who share a data connection."""
+        return sum(map(len, self._shared))
+
+    @property
+    def promised_lanes(self) -> int:
+        """Visitors that other ends may send yet, in lanes that are not open."""
+        return sum(shared.promised for shared in self._shared)
+
+    def on_lane_failed(self, link: Link, lane: Lane, reason: str) -> None:
+        """Disconnect a visitor that the egress cannot serve. Only an ingress is called."""
+        raise NotImplementedError
+
+    def on_lane_reset(self, link: Link, lane: Lane) -> None:
+        """Do nothing more: the visitor is disconnected. An egress stops to dial the target."""
+        del link, lane
+
+    def on_shared_lost(self, shared: SharedConnection) -> None:
+        """Do nothing more for the visitors of a shared connection that is lost; an ingress serves some again."""
+        del shared
+
+    def on_shared_closed(self, shared: SharedConnection, violation: str | None, lost: int) -> None:
+        """Forget a shared connection, which is closed, and with which so many visitors were lost."""
+        self._shared.discard(shared)
+        shared.link.sharing.remove(shared)
+        if violation is not None:
+            text = f"{plural(lost, 'visitor')} disconnected: the data connection that they shared carried {violation}"
+            self._event_log.warn_throttled(EventKind.VISITOR, "record", text)
+        elif lost:
+            text = f"{plural(lost, 'visitor')} disconnected: the data connection that they shared was lost"
+            self._event_log.warn_throttled(EventKind.VISITOR, "shared", text)
+        self._notify_observers()
+
+    def serve_lane(self, link: Link, lane: Lane) -> None:
+        """Serve a visitor that has arrived at the other end. Raises ProtocolError where visitors are accepted."""
+        del link, lane
+        raise ProtocolError("a lane that may not be opened")
+
+    @abstractmethod
+    def move_visitor(self, link: Link, lane: Lane) -> None:
+        """Let a visitor continue on a data connection of its own, if there is one."""
+
+    @property
+    def _has_ending_shared(self) -> bool:
+        """Whether a shared connection has to be waited for: its last bytes may be under way."""
+        return any(not shared.may_grow or shared.link not in self._links for shared in self._shared)
+
     def disconnect(self, links: Collection[Link]) -> int:
         """Disconnect the visitors of these links, also of lost ones; return how many there were."""
-        return self.relays.close_of(links)
+        count = self.relays.close_of(links)
+        for shared in [one for one in self._shared if one.link in links]:
+            shared.close()
+        return count
 
     async def wait_queue_empty(self) -> None:
         """Return as soon as no visitor waits for a data connection. Safe to cancel."""
@@ -293,5 +359,8 @@ class TunnelEnd(ABC):
         self.reactor.fd_budget.reservations.discard(self)
         self.udp_failures.close()
         count = self.relays.close_all()
+        for shared in list(self._shared):
+            shared.finish()
+            shared.link.pool.close()
         self._notify_observers()
         return count

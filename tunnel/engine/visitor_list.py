@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.forwarding.limited_flow import paused_s
 from tunnel.model.visitor_end import VisitorEnd
-from tunnel.model.visitors import CONNECTED, VisitorView, visitor_id
+from tunnel.model.visitors import CONNECTED, VisitorView
 from tunnel.protocol.visitor_address import unpack_address
 from tunnel.runtime import sockets
 
@@ -63,7 +63,7 @@ async def kick_visitors(end: TunnelEnd | None, selector: VisitorSelector) -> lis
 
 def id_of(relay: ForwardedVisitor) -> str:
     """Return the id of a forwarded visitor."""
-    return visitor_id(relay.link.ident, relay.ident, relay.use)
+    return relay.id
 
 
 def describe(relay: ForwardedVisitor, end: TunnelEnd, offset_s: float) -> VisitorView:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tunnel.forwarding.base import Forwarder
 from tunnel.forwarding.by_proto import ForwarderByProto
 from tunnel.forwarding.logged import LoggedForwarder, VisitorLog
-from tunnel.forwarding.tcp import TcpForwarder
+from tunnel.forwarding.tcp_forwarder import TcpForwarder
 from tunnel.model.spec import Proto
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tunnel.forwarding.flow import ByteCounter, Flow
     from tunnel.forwarding.tcp import Relay
@@ -59,17 +59,45 @@ class FlowSource(Protocol):
 
 
 class UsedConnection(Protocol):
-    """A data connection that a visitor uses, as a forwarder sees it."""
+    """What carries a visitor between the two ends: a data connection, or a lane in a shared one."""
 
     ident: int
-    sock: socket.SocketType
-    flow_source: FlowSource
+    """what names it on the control channel"""
     visitor_address: bytes
     """the visitor's address as LAUNCH carries it; empty if unknown"""
-    use: int
-    """which visitor of this data connection it is, from 0"""
-    proto: Proto
-    """what the visitor speaks"""
+    events: int
+    """all event bits of the other end's side that were reported and no relay has handled yet"""
+
+    @property
+    def use(self) -> int:
+        """Which visitor of a data connection it is, from 0."""
+
+    @property
+    def proto(self) -> Proto:
+        """What the visitor speaks."""
+
+    def create_flows(
+        self, relay: Relay, near: socket.SocketType, from_near: ByteCounter, to_near: ByteCounter
+    ) -> tuple[Flow, Flow]:
+        """Create the flows of a relay between ``near`` and the other end: from near, and to near."""
+
+    def watch(self, handler: Callable[[int], None] | None) -> None:
+        """Call ``handler`` with the events of the other end's side until a relay starts; None: only gather them."""
+
+    def close(self) -> None:
+        """Close it, before a relay has it."""
+
+    def reset(self) -> None:
+        """Close it so that the other end sees a reset, before a relay has it."""
+
+
+class OwnedConnection(UsedConnection, Protocol):
+    """A data connection that one visitor has."""
+
+    sock: socket.SocketType
+    flow_source: FlowSource
+    end_offset: int | None
+    """bytes that it carries in all, if the other end has announced that before a relay has it"""
 
 
 class FlowEnd(Protocol):
@@ -156,6 +184,11 @@ class ForwardedVisitor(Protocol):
 
     proto: ClassVar[Proto]
     """what the visitor speaks"""
+
+    @property
+    def id(self) -> str:
+        """The visitor's id, the same at both ends."""
+
     ident: int
     """the id of its data connection"""
     link: RelayLink
@@ -234,6 +267,12 @@ class ForwardingOwner(Protocol):
 
     def on_relay_finished(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
         """The visitor has left in order; ``sock``, its data connection, belongs to the owner now."""
+
+    def on_relay_moved(self, relay: Relay, data: OwnedConnection) -> None:
+        """The visitor continues on a data connection of its own, whose id and use the relay has from now on."""
+
+    def on_flows_changed(self, relay: Relay) -> None:
+        """The relay has other flows from now on."""
 
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """The visitor was disconnected because of a defect; called after ``on_relay_closed``."""

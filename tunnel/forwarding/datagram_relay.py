@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from tunnel.forwarding.base import FlowPath, ForwardingOwner, RelayLink, UsedConnection
+    from tunnel.forwarding.base import FlowPath, ForwardingOwner, OwnedConnection, RelayLink
     from tunnel.forwarding.flow import Flow
     from tunnel.forwarding.udp import UdpForwarder
     from tunnel.runtime.datagram_batches import Datagram
@@ -73,7 +73,7 @@ class DatagramRelay(ABC):
 
     proto: ClassVar = Proto.UDP
 
-    def __init__(self, forwarder: UdpForwarder, data: UsedConnection, link: RelayLink, owner: ForwardingOwner) -> None:
+    def __init__(self, forwarder: UdpForwarder, data: OwnedConnection, link: RelayLink, owner: ForwardingOwner) -> None:
         self.ident = data.ident
         self.visitor_address = data.visitor_address
         self.use = data.use
@@ -97,6 +97,11 @@ class DatagramRelay(ABC):
         self._check_at = self.started_at  # when it is checked next whether the other end answers
         self._is_stalled = self._is_flush_due = False
         self._header = b""  # before each datagram to the target
+
+    @property
+    def id(self) -> str:
+        """The visitor's id, the same at both ends."""
+        return visitor_id(self.link.ident, self.ident, self.use)
 
     # --- the near side: the visitor's flow, or the target's socket ----------------------------------------------------
 
@@ -216,7 +221,7 @@ class DatagramRelay(ABC):
         from_near, to_near = self.passed()
         address = unpack_address(self.visitor_address)
         return VisitorRecord(
-            visitor_id(self.link.ident, self.ident, self.use),
+            self.id,
             None if address is None else sockets.format_address(address),
             self.proto,
             None if is_ingress else self.describe_near(),

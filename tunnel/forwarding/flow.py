@@ -196,7 +196,7 @@ class Flow(ABC):
 
     def _on_flush_timeout(self) -> None:
         """Stop waiting for a sink that does not take the last bytes of a source that was reset."""
-        self.relay.reset(self._sink)
+        self._reset_sink()
 
     def resume(self) -> None:
         """Continue after the sink has become writable."""
@@ -259,6 +259,13 @@ class Flow(ABC):
         """Announce the end by other means than the sink's socket; return whether that was done."""
         return self.relay.announce_end(self, self._passed)
 
+    def _end_or_read_on(self) -> int:
+        """Handle the end after a short read that was the last one; else return the cost of one that may not be."""
+        if self._source_state is not ENDING:
+            return COPIED
+        self._on_source_ended()
+        return STOPPED
+
     @property
     def passed(self) -> int:
         """Bytes of the visitor or the target that this flow has moved."""
@@ -297,7 +304,16 @@ class Flow(ABC):
 
     def _on_source_failed(self) -> None:
         """Reset the sink, because the source was reset before its end."""
+        self._reset_sink()
+
+    def _reset_sink(self) -> None:
         self.relay.reset(self._sink)
+
+    def continue_from(self, before: Flow) -> None:
+        """Take the place of a flow that has delivered all that it has read: read on, or have ended as that has."""
+        self._source_state = before._source_state
+        if before.state is ENDED:
+            self.state = ENDED
 
     def _on_sink_failed(self) -> None:
         """End this flow, because the sink will never take bytes again.

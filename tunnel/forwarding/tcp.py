@@ -14,9 +14,10 @@ from os import read, write
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from tunnel.forwarding.flow import COPIED, DRAINED, ENDED, ENDING, LIVE, SPLICED, STOPPED, ByteCounter, Flow, FlowState
+from tunnel.forwarding.flow import COPIED, DRAINED, ENDED, LIVE, SPLICED, STOPPED, Flow, FlowState
 from tunnel.model.spec import Proto
 from tunnel.model.visitor_end import VisitorEnd
+from tunnel.model.visitors import visitor_id
 from tunnel.protocol.visitor_address import unpack_address
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import READABLE
@@ -24,8 +25,9 @@ from tunnel.runtime.splice import FLAGS, PIPE_SIZE
 
 if TYPE_CHECKING:
     from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
-    from tunnel.runtime.reactor import Reactor
-    from tunnel.runtime.splice import Pipe, PipePool
+    from tunnel.forwarding.logged import EndNotes
+    from tunnel.forwarding.tcp_forwarder import TcpForwarder
+    from tunnel.runtime.splice import Pipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +103,6 @@ class PlainFlow(Flow):
         if got == read_bytes:
             return COPIED
         return DRAINED if self._source_state is LIVE else self._end_or_read_on()
-
-    def _end_or_read_on(self) -> int:
-        """Handle the end after a short read that was the last one; else return the cost of one that may not be."""
-        if self._source_state is not ENDING:
-            return COPIED
-        self._on_source_ended()
-        return STOPPED
 
     def _yield_turn(self) -> None:
         super()._yield_turn()
@@ -210,12 +205,15 @@ class Relay:
         "is_open",
         "keepalive_enabled",
         "link",
+        "notes",
         "started_at",
         "use",
         "visitor_address",
     )
 
     proto: ClassVar = Proto.TCP
+    notes: EndNotes
+    """set only in relays whose end is logged (``tunnel.forwarding.logged``)"""
 
     def __init__(
         self,
@@ -237,9 +235,14 @@ class Relay:
         self._near = near
         self._owner = owner
         self._end_is_announced = False  # the end of what comes from ``near`` was sent over the link, not on ``far``
-        first, second = data.flow_source.create_flows(self, near, data.sock, forwarder.from_near, forwarder.to_near)
+        first, second = data.create_flows(self, near, forwarder.from_near, forwarder.to_near)
         first.peer, second.peer = second, first
         self._from_near, self._to_near = first, second
+
+    @property
+    def id(self) -> str:
+        """The visitor's id, the same at both ends."""
+        return visitor_id(self.link.ident, self.ident, self.use)
 
     @property
     def _far(self) -> socket.SocketType:
@@ -359,10 +362,11 @@ class Relay:
         """Close both sockets, because the target was not reached; ``reason`` is a sentence."""
         self.close(VisitorEnd.FAILED)
 
-    def reset(self, sock: socket.SocketType) -> None:
-        """Close both sockets so that the peer of ``sock`` sees a reset instead of an orderly end."""
+    def reset(self, sock: socket.SocketType | None) -> None:
+        """Close both sides so that the peer of ``sock`` sees a reset instead of an orderly end; None: of a lane."""
         if self.is_open:
-            sockets.reset_on_close(sock)
+            if sock is not None:
+                sockets.reset_on_close(sock)
             self.close()
 
     def close(self, cause: VisitorEnd | None = None, last: Flow | None = None) -> None:
@@ -403,26 +407,3 @@ class Relay:
         if self.is_open:
             self.close(VisitorEnd.DEFECT)
             self._owner.on_relay_error(self, error)
-
-
-class TcpForwarder:
-    """Forwards TCP connections: one relay for each visitor."""
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        pipes: PipePool,
-        from_near: ByteCounter,
-        to_near: ByteCounter,
-        limits: RelayLimits = DEFAULT_LIMITS,
-    ) -> None:
-        """``from_near`` counts bytes that come from visitors or targets, ``to_near`` bytes that go to them."""
-        self.reactor = reactor
-        self.pipes = pipes
-        self.from_near = from_near
-        self.to_near = to_near
-        self.limits = limits
-
-    def create(self, data: UsedConnection, link: RelayLink, near: socket.SocketType, owner: ForwardingOwner) -> Relay:
-        """Join two connected sockets, which the relay owns from now on."""
-        return Relay(self, data, link, near, owner)

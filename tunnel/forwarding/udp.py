@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from tunnel.forwarding.base import NearCounters
 from tunnel.forwarding.datagram_relay import DatagramRelay
@@ -28,7 +28,7 @@ from tunnel.runtime.reactor import ERROR, READABLE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
+    from tunnel.forwarding.base import ForwardingOwner, OwnedConnection, RelayLink, UsedConnection
     from tunnel.forwarding.logged import VisitorLog
     from tunnel.runtime.datagram_batches import Datagram
     from tunnel.runtime.reactor import Reactor
@@ -50,7 +50,7 @@ class VisitorRelay(DatagramRelay):
     def __init__(
         self,
         forwarder: UdpForwarder,
-        data: UsedConnection,
+        data: OwnedConnection,
         link: RelayLink,
         flow: DatagramFlow,
         owner: ForwardingOwner,
@@ -90,7 +90,7 @@ class TargetRelay(DatagramRelay):
     def __init__(
         self,
         forwarder: UdpForwarder,
-        data: UsedConnection,
+        data: OwnedConnection,
         link: RelayLink,
         near: socket.SocketType,
         owner: ForwardingOwner,
@@ -203,7 +203,8 @@ class UdpForwarder:
         self, data: UsedConnection, link: RelayLink, near: socket.SocketType, owner: ForwardingOwner
     ) -> DatagramRelay:
         """Join a visitor's flow, or a target's socket, and a data connection. The relay owns both from now on."""
+        owned = cast("OwnedConnection", data)  # a lane carries TCP alone
         visitor: object = near  # the ingress treats a flow as a visitor's socket
         if isinstance(visitor, DatagramFlow):
-            return VisitorRelay(self, data, link, visitor, owner)
-        return TargetRelay(self, data, link, near, owner)
+            return VisitorRelay(self, owned, link, visitor, owner)
+        return TargetRelay(self, owned, link, near, owner)

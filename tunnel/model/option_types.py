@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from tunnel.model.errors import InvalidValueError, did_you_mean
 from tunnel.model.files import FileError, read_secret
 from tunnel.model.keys import Key
-from tunnel.model.spec import MAX_SERVICE_CHARS, UdpCarrier
+from tunnel.model.spec import MAX_SERVICE_CHARS, Mux, UdpCarrier
 from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetCheck
 from tunnel.model.times import format_duration, parse_duration
 
@@ -327,3 +327,5 @@ def _scalar_text(value: object) -> str:
 
 UDP_CARRIERS: Final = ChoiceType({carrier.value: carrier for carrier in UdpCarrier})
 """The values of ``udp_carrier``."""
+MUXES: Final = ChoiceType({mux.value: mux for mux in Mux})
+"""The values of ``mux``."""

@@ -221,6 +221,8 @@ class LinkView(_View):
     udp_reason: str | None = None
     """why they do not travel as datagrams, unless ``udp_carrier`` says so at an end"""
     visitors: int = 0
+    lanes: int | None = None
+    """visitors that share a data connection now; None unless both ends allow that (``mux``)"""
     since: str
 
 

@@ -45,6 +45,7 @@ class LinkFacts(NamedTuple):
     since: float
     udp_carrier: UdpCarrier | None = None
     udp_reason: str | None = None
+    lanes: int | None = None
 
 
 class ServerFacts(NamedTuple):
@@ -176,6 +177,7 @@ def _build_link(link: LinkFacts) -> LinkView:
         udp_carrier=link.udp_carrier.value if link.udp_carrier is not None else None,
         udp_reason=link.udp_reason,
         visitors=link.visitors,
+        lanes=link.lanes,
         since=format_timestamp(link.since),
     )
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 REUSE: Final = "reuse"
 """The feature of a link whose data connections serve one visitor after the other."""
+MUX: Final = "mux"
+"""The feature of a link whose visitors may share a data connection."""
 SHARE: Final = "share"
 """The feature of a link whose client may change its weight, and whether it is a backup."""
 PUBLISH: Final = "publish"
@@ -122,6 +124,17 @@ class UdpCarrier(enum.StrEnum):
     """over the data connections"""
 
 
+class Mux(enum.StrEnum):
+    """Whether visitors share a data connection."""
+
+    OFF = "0"
+    """each has one of its own"""
+    ON = "1"
+    """they do, whatever the distance of the other end"""
+    AUTO = "auto"
+    """they do where the other end is near: a lost packet delays all that share, and there it is repaired at once"""
+
+
 class LogLevel(enum.IntEnum):
     """The severity of an event, and the threshold of a tunnel's log."""
 
@@ -202,6 +215,8 @@ class TunnelSpec:
     auth_policy: AuthPolicy = AuthPolicy.KEY
     reuse: bool = False
     """whether a data connection serves one visitor after the other, if both ends want it"""
+    mux: Mux = Mux.AUTO
+    """whether visitors share a data connection, if the other end lets them, too"""
     proto: Proto = Proto.TCP
     """what visitors and target speak"""
     service: str = ""
@@ -278,6 +293,7 @@ class TunnelSpec:
         wanted = {
             SHARE: True,
             REUSE: self.reuse,
+            MUX: self.mux is not Mux.OFF and self.proto.has_tcp,
             UDP: has_udp,
             BOTH: self.proto is Proto.BOTH,
             DATAGRAMS: has_udp and self.udp_carrier is not UdpCarrier.STREAM,

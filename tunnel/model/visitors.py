@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 _ID: Final = re.compile(r"[0-9a-f]{16}-[0-9]{1,20}(\.[0-9]{1,20})?")
 _HINT: Final = "write a visitor's ID, an IP address with or without its port, or a network as in 192.0.2.0/24"
 _MAX_TEXT_LENGTH: Final = 120
+_LANE_BIT: Final = 1 << 63
+_NUMBER_BITS: Final = 32
+_NUMBERS: Final = (1 << _NUMBER_BITS) - 1
+CONNECTION_IDS: Final = (1 << 31) - 1
+"""Modulo which the id of a shared connection names it."""
 
 
 class VisitorView(NamedTuple):
@@ -47,8 +52,29 @@ CONNECTED: Final = "connected"
 VISITOR_STATES: Final = (QUEUED, DIALING, CONNECTED)
 
 
+def lane_ident(connection: int, number: int) -> int:
+    """Return the number that stands for a lane where others stand for data connections: u64, and none of theirs.
+
+    ``connection`` is the id of the shared connection, and ``number`` that of the lane in it, a u32.
+    """
+    return _LANE_BIT | (connection & CONNECTION_IDS) << _NUMBER_BITS | number
+
+
+def split_lane_ident(ident: int) -> tuple[int, int] | None:
+    """Return the id of the shared connection, modulo 2^31, and the number of the lane; None for a data connection."""
+    if ident < _LANE_BIT:
+        return None
+    return ident >> _NUMBER_BITS & CONNECTION_IDS, ident & _NUMBERS
+
+
 def visitor_id(link: str, ident: int, use: int) -> str:
-    """Return the id of the visitor of a data connection, the same at both ends: link, data connection, use."""
+    """Return the id of the visitor of a data connection, the same at both ends: link, data connection, use.
+
+    Of a visitor in a lane: link, data connection, lane.
+    """
+    lane = split_lane_ident(ident)
+    if lane is not None:
+        return f"{link}-{lane[0]}.{lane[1]}"
     return f"{link}-{ident}.{use}" if use else f"{link}-{ident}"
 
 

@@ -28,6 +28,7 @@ from tunnel.protocol.payloads import (
     UNSET,
     FrameMessage,
     IdentList,
+    Number,
     Sentence,
     Stamp,
     clip_text,
@@ -99,6 +100,12 @@ class UdpLaunch(Launch):
 def encode_launch(ident: int, address: bytes) -> bytes:
     """One launch as LAUNCH and LAUNCH_UDP have it; ``address`` is packed and has at most 255 bytes."""
     return _LAUNCH.pack(ident, len(address)) + address
+
+
+class ConnectionShared(Number):
+    """The ingress opens lanes in this idle data connection from now on."""
+
+    __slots__ = ()
 
 
 class ConnectionsPooled(IdentList):
@@ -289,6 +296,7 @@ class Kind(enum.IntEnum):
     TEST = 0x2C
     TESTED = 0x2D
     LAUNCH_UDP = 0x2E
+    SHARED = 0x2F
 
 
 class Sender(enum.StrEnum):
@@ -376,6 +384,7 @@ def _rows() -> tuple[FrameSpec, ...]:
             "(`0xffffffff`: failed or none), target, `0a`, why it failed",
         ),
         row(Kind.LAUNCH_UDP, UdpLaunch, 0, numbers, ingress, open_, "as LAUNCH, of visitors of UDP"),
+        row(Kind.SHARED, ConnectionShared, u64, u64, ingress, open_, "u64 id: lanes are opened in it from now on"),
     )  # fmt: skip
 
 

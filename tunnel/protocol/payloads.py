@@ -66,6 +66,23 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
+class Number:
+    """A payload that is one data connection."""
+
+    ident: int
+    """id of the data connection"""
+
+    def encode(self) -> bytes:
+        """The payload as bytes."""
+        return U64.pack(self.ident)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """The message in a payload."""
+        return cls(*U64.unpack(payload))
+
+
+@dataclass(frozen=True, slots=True)
 class IdentList:
     """A payload that is a list of data connections."""
 

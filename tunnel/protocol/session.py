@@ -124,6 +124,7 @@ class Session:
         self._launches_of = {Proto.TCP: self._launches, Proto.UDP: self._udp_launches}
         self._stream_ends: list[int] = []  # id and bytes in turn
         self._freed: list[int] = []
+        self._uses: list[bytes] = []  # frames that name connections, which the other end has to know by then
         self._retired: list[int] = []
         self._queue_length: int | None = None
         self._decoders = _decoders(role)
@@ -204,6 +205,9 @@ class Session:
         if self._pooled:  # before the launches, which may name these ids
             out.append(encode_numbers(Kind.POOLED, self._pooled))
             self._pooled.clear()
+        if self._uses:
+            out += self._uses
+            self._uses.clear()
         if self._launches:
             out += encode_parts(Kind.LAUNCH, self._launches)
             self._launches.clear()
@@ -229,6 +233,12 @@ class Session:
     def send(self, message: FrameMessage) -> None:
         """Send one message after those that wait already. Lists of ids have methods of their own, which gather."""
         self._out.append(encode_message(message))
+        if not self._is_output_due:
+            self._announce_output()
+
+    def send_use(self, message: FrameMessage) -> None:
+        """Send a message that uses a data connection in another way than for one visitor."""
+        self._uses.append(encode_message(message))
         if not self._is_output_due:
             self._announce_output()
 

@@ -21,6 +21,7 @@ _SHARE_OF_FREE: Final = 3
 """A dynamic threshold (Choudhury and Hahne, "Dynamic queue length thresholds", 1998): one greedy tunnel gets 3/4 of the
 descriptors of visitors, two get 3/7 each, and some are free in any case."""
 
+_PROMISED_SHARE: Final = 16
 _PARTS_PER_QUESTION: Final = 16
 _MAX_QUESTIONS: Final = 64  # far less than the reserve of a process that has so many tunnels
 
@@ -113,6 +114,18 @@ class FdBudget:
             return True
         os.close(fd)
         return self.is_short(fd, holder)
+
+    def promise(self, wanted: int) -> int:
+        """Return how many descriptors, ``wanted`` at most, a part of a tunnel may promise for visitors yet to come.
+
+        It is to count them as reserved. The smaller the number that is left, the smaller the share of it.
+        """
+        try:
+            fd = os.dup(self._probe)
+        except OSError:
+            return 0
+        os.close(fd)
+        return max(0, min(wanted, (self.visitor_ceiling - fd - self._estimate_reserved()) // _PROMISED_SHARE))
 
     def describe_shortage(self, holder: FdHolder) -> str:
         """Return why no visitor of a holder is accepted, as the end of a sentence."""

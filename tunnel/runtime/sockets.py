@@ -48,6 +48,7 @@ _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; socket(7)
 _DROP_ALL: Final = array.array("B", struct.pack("=HBBI", 0x06, 0, 0, 0))
 """A packet filter of one instruction, ``ret 0``: nothing passes (struct sock_filter, linux/filter.h)."""
 
+_UNMEASURED: Final = 0xFFFFFFFF
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 _REASONS: Final = {
     errno.ECONNREFUSED: "it refused the connection",
@@ -198,6 +199,16 @@ def unanswered_s(sock: socket.SocketType) -> float | None:
     if not (retransmits or probes):
         return None
     return int.from_bytes(info[56:60], sys.byteorder) / 1000
+
+
+def min_round_trip_s(sock: socket.SocketType) -> float | None:
+    """Return the shortest round trip that the kernel has measured of late (``tcpi_min_rtt``); None before the first."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 152)
+    except OSError:
+        return None
+    microseconds = int.from_bytes(info[148:152], sys.byteorder) if len(info) >= 152 else _UNMEASURED
+    return None if microseconds == _UNMEASURED else microseconds / 1e6
 
 
 def count_backlog(listener: socket.SocketType) -> int:
