@@ -59,6 +59,17 @@ class RecordCodec:
             end = self._writer.seal(buffer, end, len(piece))
         return records
 
+    def seal_frames(self, content: bytes) -> bytes | bytearray:
+        """Return the records of some content; costs less than ``seal`` where one record has room for it."""
+        return self._writer.seal_content(content) if len(content) <= MAX_CONTENT_BYTES else self.seal(content)
+
+    def open_frames(self, received: bytes) -> bytes:
+        """Return the contents of the records that are complete, in one piece. Raises RecordError."""
+        content = self._reader.open_received(received)
+        if self._reader.has_ended:
+            raise RecordError("the end of a stream that has none")
+        return content
+
     def open(self, received: memoryview) -> list[memoryview]:
         """Return the contents of the records that are complete. Raises RecordError."""
         reader = self._reader

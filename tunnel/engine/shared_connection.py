@@ -231,7 +231,7 @@ class SharedConnection:
             out.clear()
             return
         if out and not self._unsent:
-            sealed = self._codec.seal(out[0] if len(out) == 1 else b"".join(out))
+            sealed = self._codec.seal_frames(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
             self._write(sealed)
         while self._waiting and not self.is_congested and not self._unsent:
@@ -301,8 +301,7 @@ class SharedConnection:
     def _decode(self, data: bytes) -> bool:
         """Decode what was read; return whether the connection is in order."""
         try:
-            parts = [bytes(part) for part in self._codec.open(memoryview(bytearray(data)))]
-            frames = self._decoder.feed(parts[0] if len(parts) == 1 else b"".join(parts))
+            frames = self._decoder.feed(self._codec.open_frames(data))
         except ProtocolError as error:
             self.close(str(error))
             return False

@@ -37,6 +37,12 @@ class StreamCodec(Protocol):
     def seal(self, content: bytes) -> bytes | bytearray:
         """Return what is sent for some content."""
 
+    def seal_frames(self, content: bytes) -> bytes | bytearray:
+        """Return what is sent for frames of a shared connection, which are mostly small."""
+
+    def open_frames(self, received: bytes) -> bytes:
+        """Return the content in what was received, in one piece. Raises ProtocolError."""
+
     def open(self, received: memoryview) -> Sequence[memoryview]:
         """Return the content in what was received, in pieces. Raises ProtocolError."""
 

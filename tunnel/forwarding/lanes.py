@@ -110,7 +110,7 @@ class Lane:
         self.events = 0
         self._owner = owner
         self._watcher: Callable[[int], None] | None = None
-        self._early: list[bytes] = []  # what came before the relay
+        self._early: list[bytes] | None = None  # what came before the relay
         self._uncredited = self._credited = 0
         self._credit_at = _CREDIT_AT
         self._ask_at = WINDOW_BYTES  # bytes received and sent after which a move is asked for
@@ -188,6 +188,8 @@ class Lane:
         if self.relay is not None:
             self.relay.receive(data)
         else:
+            if self._early is None:
+                self._early = []
             self._early.append(data)
             self._note_event()
         return True
@@ -249,7 +251,7 @@ class Lane:
 
     def attach(self, relay: LaneRelay) -> None:
         """Deliver to a relay from now on, first what has come before."""
-        early, self._early, self._watcher = self._early, [], None
+        early, self._early, self._watcher = self._early or (), None, None
         if not self._is_open and not self.has_received_move:
             relay.on_lane_reset()
             return
