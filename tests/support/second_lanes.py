@@ -73,7 +73,7 @@ def encode_lane_frame(lane: int, kind: int, payload: bytes = b"") -> bytes:
 
 
 class Lane:
-    """A visitor in a shared connection, who may move to a data connection of its own."""
+    """A visitor in a shared connection; it may move to a data connection of its own."""
 
     def __init__(self, shared: SharedConnection, number: int, visitor: HostPort | None) -> None:
         self.shared, self.number, self.visitor = shared, number, visitor

@@ -1,4 +1,4 @@
-"""Visitors in lanes of a shared connection, who move to data connections of their own, whatever two programs do."""
+"""Visitors in lanes of a shared connection move to data connections of their own, whatever two programs do."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class Dialler(ABC, Generic[DialT]):
         return self._by_data.get((link, ident))
 
     def drop(self, link: Link, ident: int) -> None:
-        """Stop the dial for the visitor of a data connection or lane, who has left."""
+        """Stop the dial for the visitor of a data connection or lane: the visitor has left."""
         if (dial := self.find(link, ident)) is not None:
             self._drop([dial])
 

@@ -196,7 +196,7 @@ class Egress(TunnelEnd):
             dial.end_offset = total
             return
         data = link.sharing.find_moved(ident) or link.pool.find(ident)
-        if data is not None:  # the frame that says who moves to it is under way, or the target is dialled
+        if data is not None:  # a visitor is about to move to it, or its target is dialled
             data.end_offset = total
 
     def on_visitor_unserved(self, link: Link, data: UsedConnection, reason: str) -> None:

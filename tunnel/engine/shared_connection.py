@@ -59,7 +59,7 @@ class LaneUser(Protocol):
         """Stop to dial the target for a visitor that has left; only an egress is called."""
 
     def on_shared_lost(self, shared: SharedConnection) -> None:
-        """Take the visitors who can be served in another way, before the others are reset."""
+        """Take the visitors that can be served in another way, before the others are reset."""
 
     def on_shared_closed(self, shared: SharedConnection, violation: str | None, lost: int) -> None:
         """Forget a shared connection, which is closed; ``lost`` visitors were reset.
@@ -347,7 +347,7 @@ class SharedConnection:
 
     def _receive_move(self, lane: Lane, ident: int) -> None:
         if lane.has_received_move or (self._is_ingress and not (lane.is_moving and lane.ident == ident)):
-            raise ProtocolError("a visitor who has moved and may not")
+            raise ProtocolError("a visitor that has moved and may not")
         if not self._is_ingress:
             data = self.link.pool.claim(ident)
             if data is None:  # it was lost, or the link was
@@ -386,7 +386,7 @@ class SharedConnection:
         self.close()
 
     def close(self, violation: str | None = None) -> None:
-        """Close the connection, and reset the visitors who still need it. Calling it twice is allowed."""
+        """Close the connection, and reset the visitors that still need it. Calling it twice is allowed."""
         if not self._is_open:
             return
         self._is_open = self.may_grow = False

@@ -256,7 +256,7 @@ class TunnelEnd(ABC):
 
     @property
     def lane_count(self) -> int:
-        """Visitors who share a data connection."""
+        """Number of visitors that share a data connection."""
         return sum(map(len, self._shared))
 
     @property

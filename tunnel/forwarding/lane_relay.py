@@ -1,7 +1,6 @@
-"""The relay of a visitor in a lane, who moves to a data connection for bulk: with nothing lost and nothing twice.
+"""The relay of a visitor in a lane that moves to a data connection for bulk: with nothing lost and nothing twice.
 
-Sending moves at once, and the other end is told after how many bytes in the lane. Reading moves when what the other end
-has sent in the lane is delivered.
+Sending moves at once, and a frame in the lane says so. Reading moves when everything in the lane is delivered.
 """
 
 from __future__ import annotations

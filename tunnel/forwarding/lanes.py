@@ -229,7 +229,7 @@ class Lane:
     def receive_cut(self) -> bool:
         """React to the end of the shared connection; return whether the visitor was reset.
 
-        Only a visitor does without it of whom both directions are complete, or have moved.
+        Only a visitor whose directions are complete, or have moved, does without it.
         """
         if self.has_received_move or (self.has_sent_end and self.has_received_end):
             self._is_open = False

@@ -53,7 +53,7 @@ VISITOR_STATES: Final = (QUEUED, DIALING, CONNECTED)
 
 
 def lane_ident(connection: int, number: int) -> int:
-    """Return the number that stands for a lane where others stand for data connections: u64, and none of theirs.
+    """Return the number that names a lane among data connections: u64, different from all of theirs.
 
     ``connection`` is the id of the shared connection, and ``number`` that of the lane in it, a u32.
     """
