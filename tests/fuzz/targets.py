@@ -312,11 +312,11 @@ class _LaneOwner:
         self.sent: list[bytes] = []
 
     def send(self, frame: bytes) -> None:
-        """Keep a frame."""
+        """Keep a frame, so that the target can see it."""
         self.sent.append(frame)
 
     def forget(self, lane: Lane) -> None:
-        """Forget a lane."""
+        """Forget a lane, which is closed."""
         self.lanes.pop(lane.number, None)
 
 

@@ -48,7 +48,7 @@ class Stream(Protocol):
 
 
 class Carrier(Stream, Protocol):
-    """A data connection."""
+    """A data connection, as lanes and their link use it."""
 
     number: int
 
@@ -252,7 +252,7 @@ class Lane:
                 self.fail(ConnectionAbortedError("the data connection of the move is not there"))
 
     def fail(self, failure: Exception) -> None:
-        """End both directions."""
+        """End both directions with a failure."""
         self.failure = self.failure or failure
         self.shared.remove_lane(self)
         self._notify()
@@ -317,7 +317,7 @@ class SharedConnection:
         return release
 
     def announce(self) -> None:
-        """Send SHARED."""
+        """Name the data connection in SHARED."""
         self.link.send_frame(SHARED, self.carrier.number.to_bytes(8, "big"))
 
     def open(self, visitor: HostPort | None, number: int = 0) -> Lane:

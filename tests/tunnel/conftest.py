@@ -37,7 +37,7 @@ def carriage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """What carries the visitors of TCP, from the first one on, whatever the round trip is."""
     carriage: str = request.param
     is_shared = carriage == "lanes"
-    take = VisitorSource._take
+    take = VisitorSource._take_from
 
     def take_lane(source: VisitorSource, link: Link, visitor: socket.SocketType) -> DataConnection | Lane | None:
         if link.sharing.current is None and visitor.type == socket.SOCK_STREAM:
@@ -48,5 +48,5 @@ def carriage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(LinkSharing, "is_wanted", is_shared)
     if is_shared:
-        monkeypatch.setattr(VisitorSource, "_take", take_lane)
+        monkeypatch.setattr(VisitorSource, "_take_from", take_lane)
     return carriage

@@ -104,7 +104,7 @@ class LaneEnd:
             self.connect()
 
     def connect(self) -> None:
-        """Start the relay."""
+        """Start the relay to the target, if there is a visitor."""
         if self.lane is not None and self.relay is None:
             self.relay = self.relays.start(self.out, self.lane, self.link, near_events=None)
 
@@ -141,7 +141,7 @@ class LaneEnd:
             self.violations.append(violation)
 
     def on_handler_error(self, error: Exception) -> None:
-        """Fail the test."""
+        """Fail the test: no handler may raise."""
         raise error
 
 

@@ -203,11 +203,11 @@ class GroupTarget:
         self._relays.on_relay_finished(relay, sock)
 
     def on_relay_moved(self, relay: Relay, data: OwnedConnection) -> None:
-        """Pass it on."""
+        """Find the relay under the id of its data connection."""
         self._relays.on_relay_moved(relay, data)
 
     def on_flows_changed(self, relay: Relay) -> None:
-        """Pass it on."""
+        """Limit the rates of the new flows, too."""
         self._relays.on_flows_changed(relay)
 
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:

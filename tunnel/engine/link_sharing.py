@@ -24,15 +24,17 @@ class LinkSharing:
         """at an ingress: the one in which lanes are opened"""
         self._mux = mux
         self._channel = channel
+        self._round_trip_s: float | None = None
         self._connections: dict[int, SharedConnection] = {}  # by their ids
 
     @property
     def is_wanted(self) -> bool:
-        """Whether visitors are to share a data connection now."""
+        """Whether visitors are to share a data connection; with ``auto`` the answer is as old as the last ping."""
         if self._mux is not Mux.AUTO:
             return self._mux is Mux.ON
-        round_trip_s = self._channel.min_round_trip_s()
-        return round_trip_s is not None and round_trip_s <= _NEAR_S
+        if self._round_trip_s is None:
+            self._round_trip_s = self._channel.min_round_trip_s()
+        return self._round_trip_s is not None and self._round_trip_s <= _NEAR_S
 
     @property
     def lane_count(self) -> int | None:
@@ -56,12 +58,13 @@ class LinkSharing:
 
     def check(self) -> None:
         """Let new visitors share another connection if this one is stalled, and none if the other end is far now."""
+        self._round_trip_s = self._channel.min_round_trip_s() if self._mux is Mux.AUTO else None
         for one in list(self._connections.values()):
             one.check()
         shared = self.current
         if shared is None:
             return
-        if self._mux is Mux.AUTO and (self._channel.min_round_trip_s() or 0.0) > _FAR_S:
+        if (self._round_trip_s or 0.0) > _FAR_S:
             shared.retire()
         if not shared.may_grow:
             self.current = None
@@ -71,8 +74,3 @@ class LinkSharing:
         self.current = None
         for shared in list(self._connections.values()):
             shared.on_link_lost()
-
-    def close(self) -> None:
-        """Close all of them, and reset their visitors."""
-        for shared in list(self._connections.values()):
-            shared.close()

@@ -11,6 +11,7 @@ import socket
 from os import read, write
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tunnel.engine.relays import VANISHED_AFTER_S
 from tunnel.forwarding.lanes import Lane
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.lane_frames import CREDIT, LAST_LANE, MAX_LANES, LaneDecoder, LaneKind, encode_lane_frame
@@ -30,7 +31,6 @@ _FRAMES_PER_TURN: Final = 256  # each may cost a write: some milliseconds
 _CONGESTED_BYTES: Final = 1 << 18  # that wait for the socket: then lanes send no more
 _LANES_PROMISED: Final = 256  # by an egress, beyond the open ones: each will need a descriptor for its target
 _STALLED_S: Final = 3.0  # without an acknowledgement, after which new visitors get another connection
-_VANISHED_S: Final = 60.0  # without one, after which the connection is closed
 _LATE_OPEN_S: Final = 10.0  # after the link is lost, in which OPEN may arrive that was sent before
 _END_TIMEOUT_S: Final = 10.0  # for the other end to close a connection without lanes
 _OPEN: Final = LaneKind.OPEN.value
@@ -68,7 +68,7 @@ class LaneUser(Protocol):
         """
 
     def on_handler_error(self, error: Exception) -> None:
-        """Handle a defect."""
+        """End the engine because of a defect."""
 
 
 class SharedConnection:
@@ -152,7 +152,7 @@ class SharedConnection:
             self._reactor.call_later(_LATE_OPEN_S, self._refuse_lanes)
 
     def _refuse_lanes(self) -> None:
-        """Take the word back that lanes may be opened, at an egress: an ingress in order has sent LAST by now."""
+        """Accept no lanes any more, at an egress: an ingress in order has sent LAST by now."""
         self.may_grow, self.promised = False, 0
         self._close_if_unused()
 
@@ -160,7 +160,7 @@ class SharedConnection:
         """Promise what has become free; give up a connection whose bytes are not acknowledged."""
         self._promise_lanes()
         waited_s = self.unanswered_s() or 0.0
-        if waited_s > _VANISHED_S:
+        if waited_s > VANISHED_AFTER_S:
             self.close()
         elif waited_s > _STALLED_S and self._is_ingress:
             self.retire()

@@ -53,7 +53,7 @@ async def kick_visitors(end: TunnelEnd | None, selector: VisitorSelector) -> lis
     for start in range(0, len(relays), _KICK_SLICE_SIZE):
         offset_s = time.time() - time.monotonic()
         for relay in relays[start : start + _KICK_SLICE_SIZE]:
-            if relay.is_open and selector.selects(id_of(relay), relay.visitor_address):
+            if relay.is_open and selector.selects(relay.id, relay.visitor_address):
                 kicked.append(describe(relay, end, offset_s))
                 relay.abort(VisitorEnd.KICKED)
         await asyncio.sleep(0)
@@ -61,17 +61,12 @@ async def kick_visitors(end: TunnelEnd | None, selector: VisitorSelector) -> lis
     return kicked
 
 
-def id_of(relay: ForwardedVisitor) -> str:
-    """Return the id of a forwarded visitor."""
-    return relay.id
-
-
 def describe(relay: ForwardedVisitor, end: TunnelEnd, offset_s: float) -> VisitorView:
     """Return what is known of an open relay; ``offset_s`` is the wall clock minus the monotonic clock."""
     from_near, to_near = relay.passed()
     is_ingress = end.is_ingress
     return VisitorView(
-        id_of(relay),
+        relay.id,
         format_packed(relay.visitor_address),
         relay.started_at + offset_s,
         from_near if is_ingress else to_near,

@@ -54,11 +54,11 @@ class VisitorSource:
     def acquire(self, visitor: socket.SocketType, peer: object) -> tuple[Link, DataConnection | Lane] | None:
         """Return what carries a visitor, and its link; None where there is none."""
         if (link := self._link) is None:
-            return self._group.acquire(peer, lambda chosen: self._take(chosen, visitor))
-        data = self._take(link, visitor)
+            return self._group.acquire(peer, lambda chosen: self._take_from(chosen, visitor))
+        data = self._take_from(link, visitor)
         return None if data is None else (link, data)
 
-    def _take(self, link: Link, visitor: socket.SocketType) -> DataConnection | Lane | None:
+    def _take_from(self, link: Link, visitor: socket.SocketType) -> DataConnection | Lane | None:
         """Return a lane or an idle data connection of a link for a visitor; None where there is none."""
         shared, is_stream = link.sharing.current, visitor.type == _STREAM
         if shared is not None and is_stream and (lane := shared.create_lane()) is not None:

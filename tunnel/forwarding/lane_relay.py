@@ -56,15 +56,9 @@ class LaneRelay(Relay):
         return self._data.sock
 
     def start(self, near_events: int | None, far_events: int) -> None:
-        """Start to relay."""
+        """Start to relay. What came in the lane so far is delivered first."""
         del far_events
-        from_near, reactor = self._from_near, self.forwarder.reactor
-        if near_events is None:
-            reactor.register(self._near, from_near.pump)
-        else:
-            reactor.set_handler(self._near, from_near.pump)
-            if near_events & READABLE:
-                from_near.pump(near_events)
+        self._start_near(near_events)
         if self.is_open:
             self._lane.attach(self)
 

@@ -63,7 +63,6 @@ class Lane:
         "_credited",
         "_early",
         "_is_open",
-        "_owner",
         "_uncredited",
         "_watcher",
         "events",
@@ -75,6 +74,7 @@ class Lane:
         "moved_to",
         "name",
         "number",
+        "owner",
         "received",
         "relay",
         "visitor_address",
@@ -108,12 +108,13 @@ class Lane:
         self.relay: LaneRelay | None = None
         """the relay, once there is one, until the lane is closed"""
         self.events = 0
-        self._owner = owner
+        self.owner = owner
+        """the shared connection"""
         self._watcher: Callable[[int], None] | None = None
         self._early: list[bytes] | None = None  # what came before the relay
         self._uncredited = self._credited = 0
         self._credit_at = _CREDIT_AT
-        self._ask_at = WINDOW_BYTES  # bytes received and sent after which a move is asked for
+        self._ask_at = WINDOW_BYTES  # bytes that were sent when a move is asked for
         self._is_open = True
 
     def create_flows(
@@ -124,13 +125,8 @@ class Lane:
 
     # --- sending --------------------------------------------------------------------------------------------------
 
-    @property
-    def owner(self) -> LaneOwner:
-        """The shared connection."""
-        return self._owner
-
     def _send(self, kind: LaneKind, payload: bytes = b"") -> None:
-        self._owner.send(encode_lane_frame(self.number, kind, payload))
+        self.owner.send(encode_lane_frame(self.number, kind, payload))
 
     def open(self) -> None:
         """Announce a new visitor to the egress."""
@@ -139,7 +135,7 @@ class Lane:
     def send(self, data: bytes) -> None:
         """Send bytes, at most ``window`` and ``MAX_DATA_BYTES``."""
         self.window -= len(data)
-        self._owner.send(encode_lane_frame(self.number, LaneKind.DATA, data))
+        self.owner.send(encode_lane_frame(self.number, LaneKind.DATA, data))
 
     def send_end(self) -> None:
         """Announce that this direction is complete."""
@@ -152,11 +148,11 @@ class Lane:
 
     def wait_for_room(self, flow: Flow) -> None:
         """Resume a flow when the shared connection has room; without a window that comes with ``CREDIT``."""
-        if self._owner.is_congested:
-            self._owner.wait_for_room(flow)
+        if self.owner.is_congested:
+            self.owner.wait_for_room(flow)
         elif not self.is_moving and flow.passed >= self._ask_at:
             self._ask_at = flow.passed + _ASK_AGAIN_BYTES
-            self._owner.move(self)
+            self.owner.move(self)
 
     def note_delivered(self, count: int) -> None:
         """Let the other end send as much again as has left this end."""
@@ -222,7 +218,7 @@ class Lane:
     def receive_move(self) -> None:
         """Read on from the data connection when everything in the lane is delivered."""
         self.has_received_move = True
-        self._credit_at = 0  # look after each delivery whether that was the last one
+        self._credit_at = 0  # check after each delivery whether it was the last one
         if self.relay is not None:
             self.relay.continue_move()
 
@@ -231,7 +227,8 @@ class Lane:
 
         Only a visitor whose directions are complete, or have moved, does without it.
         """
-        if self.has_received_move or (self.has_sent_end and self.has_received_end):
+        has_moved = self.has_received_move and self.relay is not None
+        if has_moved or (self.has_sent_end and self.has_received_end):
             self._is_open = False
             return False
         self.receive_reset()
@@ -252,7 +249,7 @@ class Lane:
     def attach(self, relay: LaneRelay) -> None:
         """Deliver to a relay from now on, first what has come before."""
         early, self._early, self._watcher = self._early or (), None, None
-        if not self._is_open and not self.has_received_move:
+        if not self._is_open:
             relay.on_lane_reset()
             return
         self.relay = relay
@@ -308,4 +305,4 @@ class Lane:
         if self.moved_to is not None and not self.is_moving:
             self.moved_to.close()
             self.moved_to = None
-        self._owner.forget(self)
+        self.owner.forget(self)

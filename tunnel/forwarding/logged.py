@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from tunnel.forwarding.flow import ENDED
 from tunnel.forwarding.lane_relay import LaneRelay
-from tunnel.forwarding.lanes import Lane
 from tunnel.forwarding.tcp import Relay
 from tunnel.forwarding.tcp_forwarder import TcpForwarder
 from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
@@ -18,7 +17,7 @@ from tunnel.runtime import sockets
 if TYPE_CHECKING:
     import socket
 
-    from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
+    from tunnel.forwarding.base import ForwardingOwner, RelayLink
     from tunnel.forwarding.flow import ByteCounter, Flow
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import PipePool
@@ -28,31 +27,6 @@ VisitorLog = Callable[[VisitorRecord], None]
 
 _CLOSED = (VisitorEnd.VISITOR_CLOSED, VisitorEnd.TARGET_CLOSED)
 _RESET = (VisitorEnd.VISITOR_RESET, VisitorEnd.TARGET_RESET)
-
-
-class LoggedForwarder(TcpForwarder):
-    """Forwards TCP connections, and logs each visitor when it has left."""
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        pipes: PipePool,
-        from_near: ByteCounter,
-        to_near: ByteCounter,
-        *,
-        log: VisitorLog,
-        is_ingress: bool,
-    ) -> None:
-        """``is_ingress``: what is near are visitors, not targets."""
-        super().__init__(reactor, pipes, from_near, to_near)
-        self.log = log
-        self.is_ingress = is_ingress
-
-    def create(self, data: UsedConnection, link: RelayLink, near: socket.SocketType, owner: ForwardingOwner) -> Relay:
-        """Join a connected socket and what carries its visitor, both of which the relay owns from now on."""
-        if isinstance(data, Lane):
-            return LoggedLaneRelay(self, data, link, near, owner)
-        return LoggedRelay(self, data, link, near, owner)
 
 
 class EndNotes:
@@ -167,3 +141,25 @@ class LoggedLaneRelay(_EndLog, LaneRelay):
     """A logged relay in a lane."""
 
     __slots__ = ()
+
+
+class LoggedForwarder(TcpForwarder):
+    """Forwards TCP connections, and logs each visitor when it has left."""
+
+    relay = LoggedRelay
+    lane_relay = LoggedLaneRelay
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipes: PipePool,
+        from_near: ByteCounter,
+        to_near: ByteCounter,
+        *,
+        log: VisitorLog,
+        is_ingress: bool,
+    ) -> None:
+        """``is_ingress``: what is near are visitors, not targets."""
+        super().__init__(reactor, pipes, from_near, to_near)
+        self.log = log
+        self.is_ingress = is_ingress

@@ -251,17 +251,20 @@ class Relay:
 
     def start(self, near_events: int | None, far_events: int) -> None:
         """Start to relay. The events are those of the two sockets so far; None: ``near`` is not registered yet."""
-        from_near, to_near = self._from_near, self._to_near
-        reactor = self.forwarder.reactor
-        reactor.set_handler(to_near.source, to_near.pump)
+        to_near = self._to_near
+        self.forwarder.reactor.set_handler(to_near.source, to_near.pump)
+        self._start_near(near_events)
+        if far_events & READABLE and self.is_open:
+            to_near.pump(far_events)
+
+    def _start_near(self, near_events: int | None) -> None:
+        from_near, reactor = self._from_near, self.forwarder.reactor
         if near_events is None:
             reactor.register(self._near, from_near.pump)
         else:
             reactor.set_handler(self._near, from_near.pump)
             if near_events & READABLE:
                 from_near.pump(near_events)
-        if far_events & READABLE and self.is_open:
-            to_near.pump(far_events)
 
     def announce_end(self, flow: Flow, total: int) -> bool:
         """Announce the end of a flow over the link, if that is how it is shown; return whether that was done."""

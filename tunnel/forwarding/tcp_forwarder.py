@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tunnel.forwarding.lane_relay import LaneRelay
 from tunnel.forwarding.lanes import Lane
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 class TcpForwarder:
     """Forwards TCP connections: one relay for each visitor."""
+
+    relay: ClassVar[type[Relay]] = Relay
+    """the relays over data connections"""
+    lane_relay: ClassVar[type[LaneRelay]] = LaneRelay
+    """the relays in lanes"""
 
     def __init__(
         self,
@@ -38,5 +43,5 @@ class TcpForwarder:
     def create(self, data: UsedConnection, link: RelayLink, near: socket.SocketType, owner: ForwardingOwner) -> Relay:
         """Join a connected socket and what carries its visitor, both of which the relay owns from now on."""
         if isinstance(data, Lane):
-            return LaneRelay(self, data, link, near, owner)
-        return Relay(self, data, link, near, owner)
+            return self.lane_relay(self, data, link, near, owner)
+        return self.relay(self, data, link, near, owner)

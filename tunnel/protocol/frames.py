@@ -27,8 +27,8 @@ from tunnel.protocol.payloads import (
     U64,
     UNSET,
     FrameMessage,
+    Ident,
     IdentList,
-    Number,
     Sentence,
     Stamp,
     clip_text,
@@ -102,7 +102,7 @@ def encode_launch(ident: int, address: bytes) -> bytes:
     return _LAUNCH.pack(ident, len(address)) + address
 
 
-class ConnectionShared(Number):
+class ConnectionShared(Ident):
     """The ingress opens lanes in this idle data connection from now on."""
 
     __slots__ = ()

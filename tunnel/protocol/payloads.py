@@ -66,8 +66,8 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
-    """A payload that is one data connection."""
+class Ident:
+    """A payload that is the id of one data connection."""
 
     ident: int
     """id of the data connection"""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from tunnel.model.tunnel_test import TargetTimes
-from tunnel.protocol.payloads import U64, UNSET, clip_text, decode_text
+from tunnel.protocol.payloads import UNSET, Ident, clip_text, decode_text
 
 _TESTED: Final = struct.Struct("!QHBIII")
 _MICROSECONDS: Final = 1_000_000
@@ -18,20 +18,10 @@ MAX_TARGET_BYTES: Final = 300
 """The longest name of a target in TESTED: a host name has up to 253 bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class TargetTest:
+class TargetTest(Ident):
     """A user wants to know how this data connection would serve a visitor: close it, and dial the targets."""
 
-    ident: int
-
-    def encode(self) -> bytes:
-        """The payload as bytes."""
-        return U64.pack(self.ident)
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Self:
-        """The message in a payload."""
-        return cls(*U64.unpack(payload))
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
