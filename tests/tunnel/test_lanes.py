@@ -59,6 +59,10 @@ class FakeLaneLink(FakeLink):
         self.pool: Pool
         self._sends = sends
 
+    def claim(self, ident: int) -> DataConnection | None:
+        """Return a data connection to move to."""
+        return self.pool.claim(ident)
+
     def send_stream_ended(self, ident: int, total: int) -> bool:
         """Announce an end, after all frames before."""
         if not self.announces_ends:

@@ -164,7 +164,7 @@ class Egress(TunnelEnd):
         """Serve the lanes of a data connection from now on; one that is lost shows its end at the ingress."""
         if MUX not in link.features:
             raise ProtocolError("the other end shares a data connection, and this end does not")
-        data = link.pool.claim(shared.ident)
+        data = link.claim(shared.ident)
         if data is not None:
             self._add_shared(link, data)
         elif not self._missing.take_token(self._loop.time()):

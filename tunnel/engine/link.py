@@ -284,6 +284,16 @@ class Link:
         if self.pool.free(ident):
             self.note_pool_grown(before)
 
+    def claim(self, ident: int) -> DataConnection | None:
+        """Return the data connection that the ingress uses, but not for a new visitor; None if it was lost.
+
+        A frame in a shared connection may overtake the one on the control channel that says it was pooled.
+        """
+        if self._filler is not None:
+            self._filler.confirm((ident,))
+            self._filler.note_used(1)
+        return self.pool.claim(ident)
+
     def note_used(self) -> None:
         """Note that an idle connection is used, but not for a new visitor."""
         if self._filler is not None:

@@ -21,6 +21,7 @@ from tunnel.runtime.reactor import HANGUP
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
 
     from tunnel.engine.link import Link
     from tunnel.engine.link_events import EventTable
@@ -121,7 +122,7 @@ class PoolFiller:
         table.add(Launch, self._on_launch)
         table.add(UdpLaunch, self._on_launch)
         table.add(TargetTest, lambda _link, _test: self.note_used(1))
-        table.add(ConnectionsPooled, self._add_to_pool)
+        table.add(ConnectionsPooled, lambda _link, pooled: self.confirm(pooled.idents))
         table.add(QueueLength, lambda _link, queue: self.set_queue_length(queue.count))
         table.add(ConnectionsRetired, lambda _link, _retired: self.refill_later())
         table.add(LimitsChanged, lambda _link, _limits: self.refill_later())
@@ -163,9 +164,9 @@ class PoolFiller:
         self._queue_length = count
         self.refill_later()
 
-    def _add_to_pool(self, link: Link, pooled: ConnectionsPooled) -> None:
-        """Move dials that the server has confirmed into the pool."""
-        pool, idents = link.pool, pooled.idents
+    def confirm(self, idents: Iterable[int]) -> None:
+        """Move dials into the pool that the server has confirmed, or uses: then it has them, too."""
+        pool = self.link.pool
         before = len(pool)
         latest: DataDial | None = None
         for ident in idents:
@@ -175,7 +176,7 @@ class PoolFiller:
             if not dial.is_introduced:  # no confirmation of ours
                 self._reactor.close(dial.sock)
                 continue
-            connection = DataConnection(ident, dial.sock, link.flow_source, pool, dial.events)
+            connection = DataConnection(ident, dial.sock, self.link.flow_source, pool, dial.events)
             pool.add(connection, is_registered=True)
             if dial.events & HANGUP:
                 pool.on_idle_event(connection)

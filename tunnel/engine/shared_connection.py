@@ -349,7 +349,7 @@ class SharedConnection:
         if lane.has_received_move or (self._is_ingress and not (lane.is_moving and lane.ident == ident)):
             raise ProtocolError("a visitor that has moved and may not")
         if not self._is_ingress:
-            data = self.link.pool.claim(ident)
+            data = self.link.claim(ident)
             if data is None:  # it was lost, or the link was
                 lane.close()
                 self._user.on_lane_reset(self.link, lane)
