@@ -347,8 +347,8 @@ def test_a_published_state_equals_the_status_of_the_daemon(published: PublishedP
 
 
 def test_the_sequence_numbers_of_a_host_only_grow(published: PublishedPair) -> None:
+    wait_until(lambda: len(published.states()) > 2, within=15, what="the host has published three states")
     sequence = [state["seq"] for state in published.states()]
-    assert len(sequence) > 2
     assert sequence == sorted(set(sequence))
 
 

@@ -24,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
+from tests.support.sockets import close_listener
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine import key_ring, server_engine
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
@@ -129,7 +130,7 @@ async def echo(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     try:
         yield str(Address(host, listener.sockets[0].getsockname()[1]))
     finally:
-        listener.close()
+        await close_listener(listener)
         for writer in list(writers):
             writer.transport.abort()
         await wait_until_async(lambda: not writers, "the target's connections are over")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 import string
 
 import pytest
@@ -59,8 +59,9 @@ def test_long_keys_of_other_words_or_characters_are_not_weak(text: str) -> None:
 @pytest.mark.parametrize("characters", [string.ascii_letters + string.digits, string.hexdigits, string.printable[:94]])
 def test_a_random_key_of_96_bits_is_not_weak(characters: str) -> None:
     length = {22: 24, 62: 17, 94: 16}[len(set(characters))]
+    chance = random.Random(length)  # very rarely, a random key looks like a weak one and is called one
     for _ in range(200):
-        text = "".join(secrets.choice(characters) for _ in range(length))
+        text = "".join(chance.choice(characters) for _ in range(length))
         assert not Key(text).is_weak, (text, estimate_bits(text))
 
 

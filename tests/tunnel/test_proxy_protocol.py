@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.engine_parts import shared_parts
 from tests.support.scale import GUARD_S
+from tests.support.sockets import close_listener
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tests.tunnel.test_engine import (
     UP,
@@ -53,7 +54,7 @@ async def recorder(received: list[bytes]) -> AsyncIterator[str]:
     try:
         yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     finally:
-        listener.close()
+        await close_listener(listener)
         await wait_until_async(lambda: not writers, "the target's connections are over")
 
 

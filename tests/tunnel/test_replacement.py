@@ -14,6 +14,7 @@ import pytest
 from tests.support.engine_parts import Events
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
+from tests.support.sockets import close_listener
 from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import (
     KEY,
@@ -66,7 +67,7 @@ async def greeting_target(word: bytes) -> AsyncIterator[str]:
     try:
         yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     finally:
-        listener.close()
+        await close_listener(listener)
 
 
 @pytest.mark.usefixtures("carriage")
@@ -193,7 +194,7 @@ async def early_closing_target() -> AsyncIterator[str]:
     try:
         yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     finally:
-        listener.close()
+        await close_listener(listener)
 
 
 @pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])

@@ -18,7 +18,8 @@ import pytest
 from tests.support.peers import BlackHole
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
-from tests.support.waiting import run_loop_turns, wait_until_async
+from tests.support.sockets import close_listener
+from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import (
     RunningEngine,
     client_spec,
@@ -88,8 +89,7 @@ class NamedTarget:
         try:
             yield self
         finally:
-            listener.close()
-            await run_loop_turns(10)  # a connection that was accepted in the last one becomes a task after four
+            await close_listener(listener)
             for writer in self._open:
                 writer.transport.abort()
             await wait_until_async(lambda: not self._open, "every connection has ended")

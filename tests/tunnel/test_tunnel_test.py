@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.support.engine_parts import no_descriptor_leak, shared_parts
+from tests.support.sockets import close_listener
 from tests.tunnel.test_engine import client_spec, echo, pair, running_engine, server_spec
 from tunnel.engine.context import EngineContext
 from tunnel.model.keys import Key
@@ -58,7 +59,7 @@ async def target_that(greets: bytes) -> AsyncIterator[str]:
     try:
         yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     finally:
-        listener.close()
+        await close_listener(listener)
 
 
 def durations(legs: list[LegResult]) -> dict[Leg, float | None]:

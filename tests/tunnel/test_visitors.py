@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from tests.support.engine_parts import no_descriptor_leak, shared_parts
 from tests.support.scale import GUARD_S
+from tests.support.sockets import close_listener
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tests.tunnel.test_engine import (
     RunningEngine,
@@ -369,7 +370,7 @@ async def test_the_log_says_that_it_was_the_target(shared: EngineContext, data_t
         await wait_until_async(lambda: len(log) == 2, "both ends have logged the visitor")
         expected = VisitorEnd.TARGET_RESET if resets else VisitorEnd.TARGET_CLOSED
         assert {record.end for _, record in log} == {expected}
-    listener.close()
+    await close_listener(listener)
 
 
 @pytest.mark.usefixtures("carriage")
