@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .section import Section, Trial
 
+_PAIRS: Final[dict[str, Callable[[str | None], Section]]] = {"tls": side_by_side.tls, "mux": side_by_side.mux}
 _SECTIONS: Final[dict[str, Callable[[Sequence[str]], Section]]] = {
     "workers": workers.section,
     "watched": watched.section,
@@ -54,7 +55,7 @@ _SECTIONS: Final[dict[str, Callable[[Sequence[str]], Section]]] = {
     "screen": screen.section,
     "fleet": fleet.section,
 }
-_KINDS: Final = (*side_by_side.KINDS, "tls", *_SECTIONS)
+_KINDS: Final = (*side_by_side.KINDS, *_PAIRS, *_SECTIONS)
 _CONTENDERS: Final = "contenders"
 """The name that stands for all measurements of contenders."""
 _ROUNDS: Final = 3
@@ -127,8 +128,7 @@ def _sections(options: argparse.Namespace) -> list[Section]:
     found = []
     if kinds := [name for name in options.only if name in side_by_side.KINDS]:
         found.append(side_by_side.contenders(_installed_contenders(options), kinds))
-    if "tls" in options.only:
-        found.append(side_by_side.tls(options.ours_command))
+    found += [make(options.ours_command) for name, make in _PAIRS.items() if name in options.only]
     program = contender_list.program(options.ours_command)
     found += [make(program) for name, make in _SECTIONS.items() if name in options.only]
     return [section for section in map(_without_missing_tools, found) if section.trials]
@@ -247,7 +247,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _titles(options: argparse.Namespace) -> list[str]:
     """Return the titles of all sections in the order of the page."""
     program = contender_list.program(options.ours_command)
-    sections = [side_by_side.contenders((), ()), side_by_side.tls(options.ours_command)]
+    sections = [side_by_side.contenders((), ()), *(make(options.ours_command) for make in _PAIRS.values())]
     return [section.title for section in [*sections, *(make(program) for make in _SECTIONS.values())]]
 
 

@@ -1,4 +1,4 @@
-"""The sections that compare pairs of processes: contenders, and plain with encrypted data connections."""
+"""The sections that compare pairs of processes: contenders, encryption, and visitors that share a connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .report import Goal, Metric, Sheet
 from .section import Section, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from .contenders import Contender
 
@@ -90,6 +90,18 @@ _TLS_GOALS: Final = {
     "newconn.p99": Goal(1.3),
 }
 
+EACH: Final = "mux=0"
+SHARED: Final = "mux=1"
+EACH_REUSED: Final = "mux=0, reuse=1"
+
+_MUX_GOALS: Final = {
+    "keepalive.rate": Goal(1.0, at_least=True),
+    "newconn.rate": Goal(1.0, at_least=True),
+    "newconn.p99": Goal(1.1),
+    "bulk1.rate": Goal(0.95, at_least=True),
+    "bulk8.rate": Goal(0.95, at_least=True),
+}
+
 
 def contenders(contenders: Sequence[Contender], kinds: Sequence[str]) -> Section:
     """Return the section that compares this project with others in some of the KINDS."""
@@ -113,22 +125,31 @@ def _goals_of(key: str) -> tuple[tuple[str, Goal], ...]:
 def tls(command: str | None) -> Section:
     """Return the section that compares encrypted data connections with those in the clear."""
     variants = {PLAIN: "&tls=0", ENCRYPTED: "", PLAIN_REUSED: "&tls=0&reuse=1", ENCRYPTED_REUSED: "&reuse=1"}
-    pairs = tuple(contender_list.ours(command, name=name, options=options) for name, options in variants.items())
+    return _variants("tls", "Plain and encrypted data connections", command, variants, ENCRYPTED, _TLS_GOALS)
+
+
+def mux(command: str | None) -> Section:
+    """Return the section that compares visitors that share a connection with those that have one each."""
+    variants = {EACH: "&mux=0", SHARED: "&mux=1", EACH_REUSED: "&mux=0&reuse=1"}
+    return _variants("mux", "Visitors that share a connection, and one for each", command, variants, SHARED, _MUX_GOALS)
+
+
+def _variants(
+    name: str, title: str, command: str | None, variants: Mapping[str, str], judged: str, goals: Mapping[str, Goal]
+) -> Section:
+    """Return a section on pairs with these options; the first one is the baseline."""
+    pairs = tuple(contender_list.ours(command, name=variant, options=options) for variant, options in variants.items())
     metrics = tuple(
-        replace(metric, goal=_TLS_GOALS.get(metric.key))
-        for metric in METRICS
-        if metric.measurement not in {"idle", "start"}
+        replace(metric, goal=goals.get(metric.key)) for metric in METRICS if metric.measurement not in {"idle", "start"}
     )
     sheet = Sheet(
         metrics=metrics,
         variants=tuple(variants),
-        baseline=PLAIN,
-        judged=(ENCRYPTED,),
+        baseline=next(iter(variants)),
+        judged=(judged,),
         plotted=("keepalive.rate", "newconn.rate", "bulk1.rate", "bulk8.rate", "bulk1.cpu"),
     )
-    return Section(
-        name="tls", title="Plain and encrypted data connections", sheet=sheet, trials=_trials(pairs, KINDS[2:])
-    )
+    return Section(name=name, title=title, sheet=sheet, trials=_trials(pairs, KINDS[2:]))
 
 
 def _trials(pairs: Sequence[Contender], kinds: Sequence[str]) -> tuple[Trial, ...]:

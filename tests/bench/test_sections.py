@@ -34,6 +34,7 @@ SECTIONS = [
         [contender_list.direct(), contender_list.haproxy(), contender_list.ours()], side_by_side.KINDS
     ),
     side_by_side.tls(None),
+    side_by_side.mux(None),
     *(
         make(PROGRAM)
         for make in (
