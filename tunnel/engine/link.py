@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tunnel.carriers import create_carrier
@@ -21,7 +20,7 @@ from tunnel.model.snapshot_builder import LinkFacts
 from tunnel.model.spec import MUX, REUSE, SHARE, UDP, Mux, UdpCarrier
 from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged
 from tunnel.protocol.heartbeat import Heartbeat
-from tunnel.protocol.session import Negotiation, Session, SessionRole
+from tunnel.protocol.session import Session
 from tunnel.protocol.tunnel_test_messages import TargetTest
 
 if TYPE_CHECKING:
@@ -30,44 +29,17 @@ if TYPE_CHECKING:
 
     from tunnel.engine.control_channel import ControlChannel
     from tunnel.engine.datagram_path import DatagramPath
+    from tunnel.engine.link_terms import LinkTerms
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.engine.tunnel_end import TunnelEnd
     from tunnel.forwarding.base import ForwardedVisitor
-    from tunnel.model.address import Address
     from tunnel.model.limits import ConfiguredLimits, Limits
     from tunnel.model.servers import ServerShare
-    from tunnel.model.spec import Carrier, Direction, Proto
+    from tunnel.model.spec import Proto
     from tunnel.protocol.frame_codec import Frame
     from tunnel.runtime.reactor import Reactor
 
 _LATE_MOVE_S: Final = 5.0  # in which an egress keeps its pool after the link, if visitors share a connection
-
-
-@dataclass(frozen=True, slots=True)
-class LinkTerms:
-    """What the handshake has decided."""
-
-    ident: str
-    """public random id"""
-    secret: bytes
-    direction: Direction
-    carrier: Carrier
-    role: SessionRole
-    negotiation: Negotiation
-    report_interval_s: float
-    """seconds between pings"""
-    features: tuple[str, ...] = ()
-    """optional parts of the protocol that both ends use"""
-    key_name: str | None = None
-    """at a server: which of its named keys the client has"""
-    weight: int = 1
-    """of the client among several: its share of the visitors"""
-    is_backup: bool = False
-    """whether the client serves only while no other can"""
-    server: Address | None = None
-    """at a client: the configured address of the server"""
-    mux: Mux = Mux.AUTO
-    """whether its visitors share data connections, if both ends let them"""
 
 
 class Link:
@@ -291,7 +263,7 @@ class Link:
         """
         if self._filler is not None:
             self._filler.confirm((ident,))
-            self._filler.note_used(1)
+        self.note_used()
         return self.pool.claim(ident)
 
     def note_used(self) -> None:

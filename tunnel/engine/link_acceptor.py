@@ -9,7 +9,8 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tunnel.engine.link import Link, LinkTerms
+from tunnel.engine.link import Link
+from tunnel.engine.link_terms import LinkTerms
 from tunnel.engine.pool import DataConnection
 from tunnel.engine.refusals import Refusals
 from tunnel.model.events import OTHER_SERVICE, EventKind

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.control_channel import ChannelLostError, ControlChannel
 from tunnel.engine.key_ring import KeyRing
-from tunnel.engine.link import Link, LinkTerms
+from tunnel.engine.link import Link
+from tunnel.engine.link_terms import LinkTerms
 from tunnel.engine.pool_filler import PoolFiller, ServerEndpoint
 from tunnel.model.errors import TunnelError
 from tunnel.model.limits import configured_limits, default_limits
