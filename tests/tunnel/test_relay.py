@@ -156,6 +156,7 @@ class FakeLink:
 
     ident = "0123456789abcdef"
     datagram_path: FlowPath | None = None
+    is_lost = False
 
     def __init__(self, *, is_client: bool, delays: bool, reuses: bool = False) -> None:
         self.is_client = is_client
@@ -673,6 +674,17 @@ async def test_a_visitor_of_a_server_that_dies_waits_for_the_loss_of_the_link_if
             assert not visitor.saw_end
             near.close()
         await chain.finish()
+
+
+async def test_an_untouched_visitor_of_a_lost_link_is_reset_at_once_when_the_other_end_closes() -> None:
+    async with relay_parts(limits=RelayLimits(end_timeout_s=60.0)) as parts:
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)
+        link = chain.links[1]
+        link.is_lost, link.has_announced_ends = True, False
+        chain.sets[1].remove_link(link)
+        chain.ingress_relay.close()
+        await chain.finish()
+        assert chain.programs["B"].saw_reset
 
 
 async def test_an_end_that_was_announced_over_a_lost_link_is_shown_in_a_record() -> None:

@@ -112,7 +112,7 @@ class FakeForwarder:
 
 class FakeLink:
     ident = "0123456789abcdef"
-    is_client = False
+    is_client = is_lost = False
     announces_ends = has_announced_ends = False
     reuses = False
     datagram_path: FlowPath | None = None

@@ -314,8 +314,9 @@ class DecryptingFlow(Flow):
         if self._passed == self._end_offset:  # it has brought that already
             self._on_source_ended()
             return
-        may_continue = self.relay.link.has_announced_ends or (self.is_untouched and self.peer.is_untouched)
-        if self._source_state is RESET or not may_continue:
+        link = self.relay.link
+        may_continue = link.has_announced_ends or (self.is_untouched and self.peer.is_untouched)
+        if self._source_state is RESET or link.is_lost or not may_continue:
             self._on_source_failed()
             return
         self.state = UNANNOUNCED

@@ -178,7 +178,7 @@ class Egress(TunnelEnd):
 
     def move_visitor(self, link: Link, lane: Lane) -> None:
         """Ask the ingress for a data connection; it has none without the link."""
-        if lane.may_move and not link.keeps_visitors and link.channel.closed_reason is None:
+        if lane.may_move and not link.keeps_visitors and not link.is_lost:
             lane.send_wanted()
 
     def on_lane_reset(self, link: Link, lane: Lane) -> None:

@@ -253,7 +253,7 @@ class Engine(ABC):
             self._last_error = None
         self._update_state()
         link.start(self, end, filler)
-        if link.channel.closed_reason is None:  # it may have been closed before it was started
+        if not link.is_lost:  # it may have been closed before it was started
             end.attach(link)
             self._stats.count_link()
             self._event_log.log_paced(LogLevel.INFO, EventKind.LINK, "link", link.description, link=link.ident)

@@ -135,6 +135,11 @@ class Link:
         return self._is_stopping
 
     @property
+    def is_lost(self) -> bool:
+        """Whether it is closed: nothing comes over it any more."""
+        return self.channel.closed_reason is not None
+
+    @property
     def dial_error(self) -> str | None:
         """Why data connections cannot be dialled, at a client; None while they can."""
         return None if self._filler is None else self._filler.dial_error
@@ -222,7 +227,7 @@ class Link:
 
     def fail_visitor(self, ident: int, reason: str) -> None:
         """Report to the ingress that a visitor cannot be served any more; nothing is sent after the link."""
-        if self.channel.closed_reason is None:
+        if not self.is_lost:
             self.session.send_visitor_failed(ident, reason)
 
     def send_test(self, ident: int) -> None:
@@ -339,7 +344,7 @@ class Link:
 
     def _ping(self, share: float = 1.0) -> None:
         """Ping now, and again after ``share`` of the interval, at a moment that other links use too."""
-        if self.channel.closed_reason is not None:
+        if self.is_lost:
             return
         if self._ping_timer is not None:
             self._ping_timer.cancel()  # only one timer, also when the interval changes between two pings
@@ -366,7 +371,7 @@ class Link:
 
     async def answers(self, timeout_s: float) -> bool:
         """Whether the other end answers a ping, sent now, in time."""
-        if self.channel.closed_reason is not None:
+        if self.is_lost:
             return False
         if self._pong is None or self._pong.done():
             self._pong = self._loop.create_future()
@@ -376,7 +381,7 @@ class Link:
                 await asyncio.shield(self._pong)
         except TimeoutError:
             await self._read_all()
-        return self._pong.done() and self.channel.closed_reason is None
+        return self._pong.done() and not self.is_lost
 
     async def _read_all(self) -> None:
         """Wait until all frames are handled that have arrived: a process that was stopped finds the answers unread."""

@@ -203,7 +203,7 @@ class LinkAcceptor:
         """Pool a data connection whose preface names a link of this acceptor, if it belongs to it."""
         present = self._present.get(wire_id)
         try:
-            if present is None or present.link.channel.closed_reason is not None:
+            if present is None or present.link.is_lost:
                 raise ProtocolError("there is no link")
             link = present.link
             preface.check_preface(link.secret, ident, mac)
@@ -374,7 +374,7 @@ class LinkAcceptor:
         for present in [one for one in self._present.values() if one.instance == hello.instance]:
             present.link.close("the same client came back on a new connection")
             self.forget_link(present.link)
-        links = [one.link for one in self._present.values() if one.link.channel.closed_reason is None]
+        links = [one.link for one in self._present.values() if not one.link.is_lost]
         if len(links) < self._spec.clients:
             return None
         silent = sum(await asyncio.gather(*map(self._close_if_silent, links)))
@@ -434,7 +434,7 @@ class LinkAcceptor:
             link.set_datagram_path(self._datagrams.create_path(link, self.event_log, carries_all=carries_all))
         if self._place is None:
             raise RuntimeError("a link is made for an acceptor that is closed")
-        for closed in [one.link for one in self._present.values() if one.link.channel.closed_reason is not None]:
+        for closed in [one.link for one in self._present.values() if one.link.is_lost]:
             self.forget_link(closed)
         self._place.port.add_link(link, self)
         self._present[link.wire_id] = _PresentLink(link, hello.instance)

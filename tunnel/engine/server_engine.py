@@ -57,7 +57,7 @@ class ServerEngine(Engine):
         """Close the links of revoked keys, and disconnect the visitors of present and former links of theirs."""
         links = {link for link in self._named_links if link.key_name in revoked}
         for link in links:
-            if link.channel.closed_reason is None:
+            if not link.is_lost:
                 link.close(f"its key {link.key_name} was revoked", goodbye="the key of this client was revoked")
         count = self._end.disconnect(links) if self._end is not None and links else 0
         if count:

@@ -97,7 +97,7 @@ class ServerMember:
 
     @staticmethod
     def _close_left(link: Link) -> None:
-        if link.channel.closed_reason is None:
+        if not link.is_lost:
             link.close("its server was removed from the tunnel")
 
     def set_place(self, rank: int, share: ServerShare) -> None:

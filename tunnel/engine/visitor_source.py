@@ -78,7 +78,7 @@ class VisitorSource:
 
     def move(self, link: Link, lane: Lane) -> None:
         """Let a visitor continue on a data connection of its own, if there is one."""
-        if not lane.may_move or link.keeps_visitors or link.channel.closed_reason is not None:
+        if not lane.may_move or link.keeps_visitors or link.is_lost:
             return
         data = link.pool.acquire()
         if data is not None:

@@ -155,6 +155,10 @@ class RelayLink(Protocol):
         """Whether this is the client's end."""
 
     @property
+    def is_lost(self) -> bool:
+        """Whether it is closed: nothing comes over it any more."""
+
+    @property
     def announces_ends(self) -> bool:
         """Whether ``send_stream_ended`` sends anything: not at a server without reuse, and not after the link."""
 
