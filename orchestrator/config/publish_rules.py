@@ -96,7 +96,7 @@ def check_workers(entries: Iterable[Entry], workers: int) -> list[Fault]:
 
 def _check_key_names(item: MappingNode, rule: PublishRule, known: frozenset[str], faults: list[Fault]) -> None:
     unknown = [name for name in rule.keys if name not in known]
-    if unknown:
+    if unknown and known:  # without any, the fault is in the keys themselves
         place = item.items["keys"][1].place
         names = ", ".join(sorted(known))
         faults.append(Fault(place, f"the entry has no key named {unknown[0]!r}; its keys are {names}"))

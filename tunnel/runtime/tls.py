@@ -164,8 +164,8 @@ async def server_context(spec: TunnelSpec, certificate: SelfSignedCertificate) -
 def certificate_files_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """Return a server's context with these files. Blocks on the disk. Raises TlsError."""
     context = _make_context(ssl.PROTOCOL_TLS_SERVER)
+    pem = [_read_pem(file) for file in (certificate, key)]
     try:
-        pem = [read_file(file, MAX_CERTIFICATE_BYTES).data for file in (certificate, key)]
         _load_certificate(context, *pem)
     except ssl.SSLError:
         raise TlsError(f"cannot use {certificate} with {key}: they are not a certificate and its key") from None
@@ -173,6 +173,13 @@ def certificate_files_context(certificate: Path, key: Path) -> ssl.SSLContext:
         detail = (error.strerror if isinstance(error, OSError) else None) or error
         raise TlsError(f"cannot use {certificate} with {key}: {detail}") from None
     return context
+
+
+def _read_pem(file: Path) -> bytes:
+    try:
+        return read_file(file, MAX_CERTIFICATE_BYTES).data
+    except OSError as error:
+        raise TlsError(f"cannot read {file}: {error.strerror}") from None
 
 
 async def client_context(spec: TunnelSpec) -> ssl.SSLContext:
