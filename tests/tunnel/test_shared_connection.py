@@ -23,6 +23,7 @@ from tunnel.engine import pool_filler, shared_connection
 from tunnel.engine.context import EngineContext
 from tunnel.engine.link import Link
 from tunnel.engine.pool import DataConnection, Pool
+from tunnel.engine.pool_filler import PoolFiller
 from tunnel.engine.relays import VANISHED_AFTER_S
 from tunnel.engine.shared_connection import SharedConnection
 from tunnel.model.spec import Carrier, Direction, Mux
@@ -87,6 +88,22 @@ async def test_connections_that_visitors_have_moved_to_are_replaced(
         for _ in range(12):
             await round_trip(visitors_address(*ends), size=BULK_BYTES)
         await wait_until_async(lambda: len(idle(ends[1])) >= 6, "the pool is ample again")
+
+
+async def test_a_move_to_a_pooled_connection_leaves_the_reason_why_dials_fail(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with echo() as target, pair(shared, target, Direction.REVERSE, mux=Mux.ON) as (server, client):
+        await start_sharing(server, client)
+        await wait_until_async(lambda: idle(server) == idle(client), "the client knows all connections")
+        monkeypatch.setattr(PoolFiller, "_refill", lambda _filler: None)
+        filler = link_of(client)._filler
+        assert filler is not None
+        filler.dial_error = "they are refused"
+        before = idle(client)
+        await round_trip(visitors_address(server, client), size=BULK_BYTES)
+        assert idle(client) < before, "the visitor has moved"
+        assert link_of(client).dial_error == "they are refused"
 
 
 async def test_a_stalled_connection_gets_no_new_visitors_and_keeps_those_it_has(

@@ -181,12 +181,13 @@ class PoolFiller:
             if dial.events & HANGUP:
                 pool.on_idle_event(connection)
             latest = dial
-        if latest is not None:
-            self._demand = self._demand.dialed(self._loop.time() - latest.started_at)
-            self._confirm_port(latest.port)
-            self.link.note_pool_grown(before)
-            self._port_failures = 0
-            self._widen()
+        if latest is None:
+            return
+        self._demand = self._demand.dialed(self._loop.time() - latest.started_at)
+        self._confirm_port(latest.port)
+        self.link.note_pool_grown(before)
+        self._port_failures = 0
+        self._widen()
         if self.dial_error is not None:
             self.dial_error = None
             self.link.note_dial_status()
