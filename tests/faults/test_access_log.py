@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.conftest import FigureRecorder
 from tests.faults.test_resources import daemon_log, small_disk
+from tests.support.files import text_of
 from tests.support.peers import Address, exchange
 from tests.support.ports import free_port
 from tests.support.processes import Daemon, ProcessHarness
@@ -31,7 +32,7 @@ def start_with_access_log(harness: ProcessHarness, log: Path, workers: int = 0) 
 
 
 def lines_of(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [json.loads(line) for line in text_of(log).splitlines()]
 
 
 @pytest.mark.case("access log: disk full", deadline=60)

@@ -31,6 +31,7 @@ from orchestrator.process.log_file import LogFile
 from orchestrator.process.logformat import LogWriter, as_json, as_text, format_json_event, format_local_time
 from orchestrator.process.terminal_text import printable
 from orchestrator.supervisor.crash_reports import install_exception_handlers
+from tests.support.files import text_of
 from tests.support.process_signals import signal_while_wakeup_pipe_is_full
 from tests.support.scale import GUARD_S
 from tests.support.strategies import recognisable_keys
@@ -291,7 +292,7 @@ def test_a_log_that_was_renamed_is_reopened_on_request(tmp_path: Path) -> None:
         assert program.stdin is not None
         program.stdin.write("first\n")
         program.stdin.flush()
-        wait_until(lambda: log.exists() and "first" in log.read_text())
+        wait_until(lambda: "first" in text_of(log))
         log.rename(renamed)
         program.stdin.write("still\nreopen\nnew\n")
         program.stdin.close()
@@ -309,7 +310,7 @@ def test_a_log_has_a_bounded_size(tmp_path: Path) -> None:
         for number in range(20):
             program.stdin.write(f"{number} " + "x" * 200 + "\n")
             program.stdin.flush()
-            wait_until(lambda number=number: any(f"  {number} x" in f.read_text() for f in tmp_path.iterdir()))  # type: ignore[misc]  # of a default
+            wait_until(lambda number=number: any(f"  {number} x" in text_of(f) for f in tmp_path.iterdir()))  # type: ignore[misc]  # of a default
         program.stdin.close()
         assert program.wait(GUARD_S) == 0
     assert {file.name for file in tmp_path.iterdir()} == {"log", "log.1"}
@@ -324,7 +325,7 @@ def test_a_log_that_cannot_be_renamed_is_reported_once_and_goes_on(tmp_path: Pat
         for number in range(10):
             program.stdin.write(f"{number} " + "x" * 200 + "\n")
             program.stdin.flush()
-            wait_until(lambda number=number: f"  {number} x" in log.read_text() if log.exists() else False)  # type: ignore[misc]  # of a default
+            wait_until(lambda number=number: f"  {number} x" in text_of(log))  # type: ignore[misc]  # of a default
         program.stdin.close()
         assert program.wait(GUARD_S) == 0
     assert log.read_text().count("the log is too large and cannot be renamed: ") == 1
