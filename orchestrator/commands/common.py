@@ -40,7 +40,7 @@ EXIT_CODES: Final = {
     EXIT_USAGE: "wrong usage, or an invalid file; `ps --strict`, `fleet ps --strict`: a daemon refused its file",
     EXIT_NOT_UP: "`ps`, `fleet ps`: an enabled tunnel is not up, or a host is gone",
     EXIT_NO_DAEMON: "no daemon answers",
-    130: "interrupted with Ctrl-C while it waited for something; a daemon drains and ends with 0",
+    130: "interrupted with Ctrl-C; a daemon, or a single URL, drains and ends with 0",
 }
 """All exit codes, for the documentation."""
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tunnel.engine import pool_filler
+from tunnel.engine.link import Link
 from tunnel.engine.link_sharing import LinkSharing
 from tunnel.engine.visitor_source import VisitorSource
 from tunnel.runtime.event_loop import SharedEpollLoop
 
 if TYPE_CHECKING:
-    from tunnel.engine.link import Link
     from tunnel.engine.pool import DataConnection
     from tunnel.forwarding.lanes import Lane
 
@@ -30,6 +31,14 @@ def pytest_asyncio_loop_factories(
     if item.path.stem in _ON_BOTH_LOOPS:
         factories["nested"] = asyncio.SelectorEventLoop
     return factories
+
+
+@pytest.fixture
+def no_refill_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let neither a timer nor a ping fill a pool: only what uses its connections."""
+    for name in ("_PAUSE_S", "_SWEEP_INTERVAL_S"):
+        monkeypatch.setattr(pool_filler, name, 3600.0)
+    monkeypatch.setattr(Link, "_refill", lambda _link: None)
 
 
 @pytest.fixture(params=["data connections", "lanes"])

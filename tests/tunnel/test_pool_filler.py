@@ -6,9 +6,7 @@ import pytest
 
 from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import RunningEngine, echo, pair, round_trip, shared, visitors_address
-from tunnel.engine import pool_filler
 from tunnel.engine.context import EngineContext
-from tunnel.engine.link import Link
 from tunnel.model.spec import Direction, Mux
 
 __all__ = ["shared"]  # a fixture, used by name
@@ -19,13 +17,9 @@ def is_full(client: RunningEngine) -> bool:
     return client.engine.snapshot().pool.idle >= 8
 
 
+@pytest.mark.usefixtures("no_refill_timers")
 @pytest.mark.parametrize("direction", list(Direction))
-async def test_connections_are_replaced_at_once_when_few_are_left(
-    shared: EngineContext, monkeypatch: pytest.MonkeyPatch, direction: Direction
-) -> None:
-    for name in ("_PAUSE_S", "_SWEEP_INTERVAL_S"):  # neither timer, nor a ping, fills the pool in this test
-        monkeypatch.setattr(pool_filler, name, 3600.0)
-    monkeypatch.setattr(Link, "_refill", lambda _link: None)
+async def test_connections_are_replaced_at_once_when_few_are_left(shared: EngineContext, direction: Direction) -> None:
     async with echo() as target, pair(shared, target, direction, mux=Mux.OFF) as (server, client):
         await wait_until_async(lambda: is_full(client), "the pool is full")
         for left in range(client.engine.snapshot().pool.idle - 1, 5, -1):

@@ -19,7 +19,7 @@ from tests.tunnel.test_engine import RunningEngine, echo, pair, pool_of, round_t
 from tests.tunnel.test_lanes import FakeLaneLink, LaneEnd
 from tests.tunnel.test_relay import SECRET, relay_parts
 from tunnel.carriers import create_carrier
-from tunnel.engine import pool_filler, shared_connection
+from tunnel.engine import shared_connection
 from tunnel.engine.context import EngineContext
 from tunnel.engine.link import Link
 from tunnel.engine.pool import DataConnection, Pool
@@ -76,13 +76,11 @@ async def test_a_visitor_may_move_to_a_connection_that_the_client_does_not_know_
         assert client.engine.snapshot().connections.failed == 0
 
 
+@pytest.mark.usefixtures("no_refill_timers")
 @pytest.mark.parametrize("direction", list(Direction))
 async def test_connections_that_visitors_have_moved_to_are_replaced(
-    shared: EngineContext, monkeypatch: pytest.MonkeyPatch, direction: Direction
+    shared: EngineContext, direction: Direction
 ) -> None:
-    for name in ("_PAUSE_S", "_SWEEP_INTERVAL_S"):  # neither timer, nor a ping, fills the pool in this test
-        monkeypatch.setattr(pool_filler, name, 3600.0)
-    monkeypatch.setattr(Link, "_refill", lambda _link: None)
     async with echo() as target, pair(shared, target, direction, mux=Mux.ON) as ends:
         await start_sharing(*ends)
         for _ in range(12):

@@ -23,13 +23,7 @@ from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.spec import End, LogLevel, Proto, proto_of
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import VisitorView
-from tunnel.protocol.frames import (
-    ConnectionsFreed,
-    Goodbye,
-    StreamsEnded,
-    TargetStatus,
-    VisitorFailed,
-)
+from tunnel.protocol.frames import ConnectionsFreed, Goodbye, StreamsEnded, TargetStatus, VisitorFailed
 from tunnel.protocol.visitor_address import host_of, pack_address, pack_host
 from tunnel.runtime import sockets
 

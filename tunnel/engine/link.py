@@ -268,8 +268,9 @@ class Link:
         """
         if self._filler is not None:
             self._filler.confirm((ident,))
+        data = self.pool.claim(ident)
         self.note_used()
-        return self.pool.claim(ident)
+        return data
 
     def note_used(self) -> None:
         """Note that an idle connection is used, but not for a new visitor."""

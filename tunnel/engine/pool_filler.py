@@ -15,7 +15,6 @@ from tunnel.model.token_bucket import TokenBucket
 from tunnel.protocol.frames import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength, UdpLaunch
 from tunnel.protocol.preface import encode_preface
 from tunnel.protocol.session import LimitsChanged
-from tunnel.protocol.tunnel_test_messages import TargetTest
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.reactor import HANGUP
 
@@ -121,7 +120,6 @@ class PoolFiller:
         """Enter the handlers of the events that change the demand for connections or their number."""
         table.add(Launch, self._on_launch)
         table.add(UdpLaunch, self._on_launch)
-        table.add(TargetTest, lambda _link, _test: self.note_used(1))
         table.add(ConnectionsPooled, lambda _link, pooled: self.confirm(pooled.idents))
         table.add(QueueLength, lambda _link, queue: self.set_queue_length(queue.count))
         table.add(ConnectionsRetired, lambda _link, _retired: self.refill_later())

@@ -64,7 +64,7 @@ class EgressTests:
 
     def _on_requested(self, link: Link, request: TargetTest) -> None:
         """Answer on the data connection and then, when the targets were dialled, on the link."""
-        data = link.pool.claim(request.ident)
+        data = link.claim(request.ident)
         if data is None:
             self._refuse(link, request, "its data connection was lost")
             return

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tunnel.forwarding.tcp import Relay
 
 
-class ToLaneFlow(Flow):
-    """From a visitor or target into its lane."""
+class _LaneFlow(Flow):
+    """One direction of a visitor in a lane."""
 
     __slots__ = ("_lane",)
 
@@ -27,6 +27,12 @@ class ToLaneFlow(Flow):
     def __init__(self, relay: Relay, near: socket.SocketType, counter: ByteCounter, lane: Lane) -> None:
         super().__init__(relay, near, near, counter)
         self._lane = lane
+
+
+class ToLaneFlow(_LaneFlow):
+    """From a visitor or target into its lane."""
+
+    __slots__ = ()
 
     def _transfer(self) -> int:
         lane = self._lane
@@ -66,16 +72,10 @@ class ToLaneFlow(Flow):
         self.relay.reset(None)
 
 
-class FromLaneFlow(Flow):
+class FromLaneFlow(_LaneFlow):
     """From its lane to a visitor or target. The shared connection calls ``receive``; nothing is read here."""
 
-    __slots__ = ("_lane",)
-
-    max_read_bytes = MAX_DATA_BYTES
-
-    def __init__(self, relay: Relay, near: socket.SocketType, counter: ByteCounter, lane: Lane) -> None:
-        super().__init__(relay, near, near, counter)
-        self._lane = lane
+    __slots__ = ()
 
     def receive(self, data: bytes) -> None:
         """Deliver bytes now, or as soon as the sink takes them."""

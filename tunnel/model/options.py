@@ -239,7 +239,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _live("balance", _BALANCE, "how visitors are distributed over several targets or clients"),
         _live("slowstart", DurationType(0.0), "time in which the weight of a target or client grows when it returns"),
         _live("clients", IntegerType(1, MAX_CLIENTS), "server: clients that may have the tunnel at once"),
-        _live("weight", IntegerType(0, MAX_WEIGHT), "client: its share of the visitors among several; `0`: none"),
+        _live("weight", IntegerType(0, MAX_WEIGHT), "client: its share of visitors among several; `0`: no new ones"),
         _live("backup", _SWITCH, "client: `1`: it gets visitors only while no other client can serve"),
         _target_rule("check", CheckType(), "how targets are checked; `auto`: `tcp` for several of TCP, else `off`"),
         _target_rule("inter", DurationType(0.1), "time between two checks of a target"),
